@@ -1,0 +1,1 @@
+"""Dialects: each module turns one client dialect into a `kernel.chat.ChatRequest` and back."""

@@ -1,0 +1,184 @@
+"""The one error tree. Every failure a client can see is one of these, and becomes HTTP in one place.
+
+The kernel and the executors raise them; `KuwaError.body` is the OpenAI shape that every route answers with.
+`retryable` says whether the same request may succeed on another replica or a moment later.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import msgspec
+
+
+class KuwaError(Exception):
+    """An error for the person who reads it: what happened, which part, what to do next."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+    retry_after_s: ClassVar[int | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def payload(self) -> dict[str, Any]:
+        """The OpenAI error object: `{"error": {message, type, param, code}}`."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def body(self) -> bytes:
+        """`payload` as JSON."""
+        return msgspec.json.encode(self.payload())
+
+    def event(self) -> bytes:
+        """The closing events of a broken stream.
+
+        The leading blank line ends an event that was cut in the middle, so that no parser folds the error into it.
+        """
+        return b"\n\ndata: " + self.body() + b"\n\ndata: [DONE]\n\n"
+
+
+class InternalError(KuwaError):
+    """A fault of ours. The message says where the log has the details, never what they are."""
+
+
+class InvalidRequest(KuwaError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request_error"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class Unsupported(InvalidRequest):
+    """The request is sound, but this executor or this wire cannot do it."""
+
+    code = "unsupported"
+
+
+class MissingApiKey(KuwaError):
+    status = 401
+    type = "authentication_error"
+    code = "missing_api_key"
+
+
+class ForbiddenHost(KuwaError):
+    status = 403
+    type = "permission_error"
+    code = "forbidden_host"
+
+
+class ForbiddenOrigin(KuwaError):
+    status = 403
+    type = "permission_error"
+    code = "forbidden_origin"
+
+
+class ForbiddenEndpoint(KuwaError):
+    """A registration for an address that is neither loopback nor the registrant's own."""
+
+    status = 403
+    type = "permission_error"
+    code = "forbidden_endpoint"
+
+
+class ModelNotFound(KuwaError):
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class NotFound(KuwaError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class MethodNotAllowed(KuwaError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class RequestTimeout(KuwaError):
+    """The client took too long to send its request."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
+class RequestTooLarge(KuwaError):
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class RequestQuarantined(KuwaError):
+    status = 422
+    type = "invalid_request_error"
+    code = "request_quarantined"
+
+
+class QueueFull(KuwaError):
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+    retryable = True
+    retry_after_s = 1
+
+
+class HeadersTooLarge(KuwaError):
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
+
+
+class BadUpstream(KuwaError):
+    """A replica answered with something that is no valid answer."""
+
+    status = 502
+    type = "upstream_error"
+    code = "bad_upstream"
+    retryable = True
+
+
+class UpstreamLost(BadUpstream):
+    """The replica's connection ended before its answer did."""
+
+    code = "upstream_lost"
+
+
+class EngineLost(BadUpstream):
+    """The engine behind an executor died."""
+
+    code = "engine_lost"
+
+
+class NoReplica(KuwaError):
+    status = 503
+    type = "overloaded_error"
+    code = "no_replica"
+    retryable = True
+    retry_after_s = 2
+
+
+class Draining(NoReplica):
+    code = "draining"
+
+
+class UpstreamTimeout(KuwaError):
+    status = 504
+    type = "upstream_error"
+    code = "upstream_timeout"
+    retryable = True
+
+
+class ClientGone(Exception):
+    """The client closed its connection. Never answered: there is nobody to answer."""

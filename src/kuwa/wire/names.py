@@ -1,0 +1,56 @@
+"""The names that travel: access codes and request ids, and what makes one valid."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+from kuwa.wire.errors import InvalidRequest
+
+MAX_ACCESS_CODE = 200
+MAX_CLIENT_REQUEST_ID = 128
+RESERVED_PREFIX = "bot/"
+
+
+def check_access_code(code: str) -> str:
+    """Return `code` if it is 1 to 200 printable characters without space or comma, else raise InvalidRequest.
+
+    `/` and `:` are allowed (model names hold them); the prefix `bot/` is reserved.
+    """
+    if not code:
+        raise InvalidRequest("An access code must not be empty.", param="access_code")
+    if len(code) > MAX_ACCESS_CODE:
+        raise InvalidRequest(
+            f"An access code has at most {MAX_ACCESS_CODE} characters; this one has {len(code)}.",
+            param="access_code",
+        )
+    bad = next((c for c in code if not c.isprintable() or c.isspace() or c == ","), None)
+    if bad is not None:
+        raise InvalidRequest(
+            f"An access code holds printable characters without space or comma; {code!r} holds {bad!r}.",
+            param="access_code",
+        )
+    if code.startswith(RESERVED_PREFIX):
+        raise InvalidRequest(
+            f"The prefix {RESERVED_PREFIX!r} is reserved; choose another access code than {code!r}.",
+            param="access_code",
+        )
+    return code
+
+
+class RequestIds:
+    """Draws the kernel's request ids: `req_` + a part drawn once per process + a counter. Not secret."""
+
+    def __init__(self) -> None:
+        self._prefix = "req_" + os.urandom(6).hex()
+        self._counter = itertools.count(1)
+
+    def draw(self) -> str:
+        return f"{self._prefix}{next(self._counter):08x}"
+
+
+def echoable_request_id(value: str) -> str | None:
+    """The client's own `x-request-id` if it can be echoed (1 to 128 printable ASCII characters), else None."""
+    if 0 < len(value) <= MAX_CLIENT_REQUEST_ID and value.isascii() and value.isprintable():
+        return value
+    return None
