@@ -1,0 +1,40 @@
+"""One request as an executor sees it, whichever wire it came by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from kuwa.executor.modelfile import Modelfile
+
+Kind = Literal["chat", "completion"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    """What `llm_compute(self, request)` is given.
+
+    `messages` are OpenAI messages (for a plain completion: one user message holding the prompt).
+    `parameters` are the generation options of this request alone, under their OpenAI names, with the Modelfile's
+    `llm_*` parameters below them: `{"temperature": 0.2, "max_tokens": 64, "stop": ["\\n"]}`.
+    `body` is the whole decoded OpenAI body, unknown fields included. `form` holds the fields of the v1.0 form,
+    empty for a request of the OpenAI dialect.
+    """
+
+    id: str
+    access_code: str
+    kind: Kind = "chat"
+    messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    parameters: dict[str, Any] = field(default_factory=dict[str, Any])
+    modelfile: Modelfile = field(default_factory=Modelfile)
+    tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    stream: bool = False
+    trim_history: bool = False
+    body: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    form: Mapping[str, str] = field(default_factory=dict[str, str])
+    provider_key: str = field(default="", repr=False)
+    language: str = ""
+    trimmed_messages: int = 0
