@@ -1,0 +1,48 @@
+"""Notices the old distribution `kuwa-executor` beside this one, and says how to mend it.
+
+Both ship a folder `kuwa/executor/` and a command `kuwa-executor`, so whichever pip installed last has overwritten
+the other's files. The entry points of `kuwa`, `kuwa-kernel` and `kuwa-executor` call `check_clash` first. It lives
+outside `kuwa/executor/`, where the old distribution cannot overwrite it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+EXIT_CLASH = 2
+
+
+def check_clash() -> None:
+    """Leave with exit code 2 and the commands that mend it if the old distribution is installed here."""
+    found = old_distribution(sys.path)  # noqa: TID251 - read only: where pip may have put the old distribution
+    if found is not None:
+        sys.stderr.write(explanation(found))
+        raise SystemExit(EXIT_CLASH)
+
+
+def old_distribution(folders: Iterable[str]) -> Path | None:
+    """The metadata folder of the old distribution in one of `folders`, or None.
+
+    Looks at names alone: `importlib.metadata` would cost a tenth of the time the whole command may take.
+    """
+    for folder in folders:
+        if not Path(folder).is_dir():
+            continue
+        for entry in Path(folder).iterdir():
+            if entry.name.startswith("kuwa_executor-") and entry.suffix in (".dist-info", ".egg-info"):
+                return entry
+    return None
+
+
+def explanation(found: Path) -> str:
+    """What the person at the terminal reads."""
+    return (
+        f"The old distribution 'kuwa-executor' is installed beside 'kuwa' ({found}).\n"
+        "Both own the folder kuwa/executor and the command kuwa-executor, so one has overwritten the other.\n"
+        "Mend it with these two commands, then start again:\n"
+        f"  {sys.executable} -m pip uninstall --yes kuwa-executor\n"
+        f"  {sys.executable} -m pip install --force-reinstall --no-deps kuwa\n"
+        "From a checkout of Kuwa, write `.` in place of `kuwa` in the second one.\n"
+    )
