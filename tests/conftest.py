@@ -1,0 +1,40 @@
+"""Fixtures for every test: the async backend, and stages of real processes.
+
+`stage` belongs to one test, `shared_stage` to one module: take the second where a test leaves its processes as it
+found them, and it need not pay for their start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from processes import Kernel, Stage
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with Stage(tmp_path_factory.mktemp("kuwa")) as processes:
+        yield processes
+
+
+@pytest.fixture
+def kernel(stage: Stage) -> Kernel:
+    return stage.kernel()
+
+
+@pytest.fixture(scope="module")
+def shared_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with Stage(tmp_path_factory.mktemp("kuwa")) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def shared_kernel(shared_stage: Stage) -> Kernel:
+    return shared_stage.kernel()
