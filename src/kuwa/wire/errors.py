@@ -18,7 +18,7 @@ class KuwaError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -66,6 +66,22 @@ class MissingApiKey(KuwaError):
     status = 401
     type = "authentication_error"
     code = "missing_api_key"
+
+
+class InvalidApiKey(KuwaError):
+    """The provider behind an executor refused the key that it was given."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class PermissionDenied(KuwaError):
+    """The provider behind an executor knows the key, but not for this."""
+
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
 
 
 class ForbiddenHost(KuwaError):
@@ -132,6 +148,19 @@ class QueueFull(KuwaError):
     code = "queue_full"
     retryable = True
     retry_after_s = 1
+
+
+class RateLimited(KuwaError):
+    """The provider behind an executor asks for fewer requests; `retry_after_s` is what it said, if anything."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class HeadersTooLarge(KuwaError):
