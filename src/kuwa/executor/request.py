@@ -15,7 +15,8 @@ Kind = Literal["chat", "completion"]
 class Request:
     """What `llm_compute(self, request)` is given.
 
-    `messages` are OpenAI messages (for a plain completion: one user message holding the prompt).
+    `messages` are OpenAI messages with the Modelfile applied: a system message first if there is one, before and
+    after prompts around the last user turn (for a plain completion: one user message holding the prompt).
     `parameters` are the generation options of this request alone, under their OpenAI names, with the Modelfile's
     `llm_*` parameters below them: `{"temperature": 0.2, "max_tokens": 64, "stop": ["\\n"]}`.
     `body` is the whole decoded OpenAI body, unknown fields included. `form` holds the fields of the v1.0 form,
@@ -38,3 +39,44 @@ class Request:
     provider_key: str = field(default="", repr=False)
     language: str = ""
     trimmed_messages: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedRequest:
+    """What `embed` is given. `inputs` are texts, or lists of token ids where the client tokenised itself."""
+
+    id: str
+    access_code: str
+    inputs: list[str] | list[list[int]]
+    dimensions: int | None = None
+    body: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    provider_key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector per input, in their order."""
+
+    vectors: list[list[float]]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerankRequest:
+    """What `rerank` is given. `top_n` is how many documents the client wants back."""
+
+    id: str
+    access_code: str
+    query: str
+    documents: list[str]
+    top_n: int
+    body: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    provider_key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """One score per document, in the documents' order; the server sorts them and keeps `top_n`."""
+
+    scores: list[float]
+    prompt_tokens: int
