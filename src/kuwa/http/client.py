@@ -1,0 +1,177 @@
+"""Requests with an `await`: a whole response by `fetch`, a streamed one by `open_stream`.
+
+For what is not the hot path: registrations, health polls, executors that stand in front of another server.
+A fresh connection per request, closed afterwards: servers are known that break on reuse right after a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from kuwa.http.framing import HeaderPair, ResponseHead
+from kuwa.http.upstream import Origin, UnframedHandler, UpstreamConnection, UpstreamPool
+from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamTimeout
+
+MAX_BUFFERED_BYTES = 256 * 1024
+MAX_FETCH_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole response. `headers` has lower-case names; the first of equal names counts."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
+
+
+class StreamedResponse(UnframedHandler):
+    """A response whose body is iterated as it arrives; reading pauses while the reader is behind."""
+
+    def __init__(self, connection: UpstreamConnection) -> None:
+        self._connection = connection
+        self._head: ResponseHead | None = None
+        self._pieces: list[bytes] = []
+        self._buffered = 0
+        self._paused = False
+        self._ended = False
+        self._error: KuwaError | None = None
+        self._news = asyncio.Event()
+
+    @property
+    def status(self) -> int:
+        return self._require_head().status
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        return dict(reversed(self._require_head().headers))
+
+    def on_head(self, head: ResponseHead) -> None:
+        self._head = head
+        self._news.set()
+
+    def on_data(self, data: bytes, ended: bool) -> None:
+        if data:
+            self._pieces.append(data)
+            self._buffered += len(data)
+        self._ended = ended
+        if self._buffered > MAX_BUFFERED_BYTES and not ended and not self._paused:
+            self._paused = True
+            self._connection.pause()
+        self._news.set()
+
+    def on_lost(self, error: KuwaError) -> None:
+        self._error = error
+        self._ended = True
+        self._news.set()
+
+    async def wait_for_head(self) -> None:
+        while self._head is None and self._error is None:
+            await self._next()
+        if self._head is None and self._error is not None:
+            raise self._error
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The body in pieces. Raises UpstreamLost or BadUpstream when it does not end as announced."""
+        while True:
+            if self._pieces:
+                data = b"".join(self._pieces)
+                self._pieces.clear()
+                self._buffered = 0
+                if self._paused:
+                    self._paused = False
+                    self._connection.resume()
+                yield data
+            elif self._ended:
+                if self._error is not None:
+                    raise self._error
+                return
+            else:
+                await self._next()
+
+    async def read(self, max_bytes: int = MAX_FETCH_BYTES) -> bytes:
+        """The whole body. Raises BadUpstream beyond `max_bytes`."""
+        body = bytearray()
+        async for data in self:
+            body += data
+            if len(body) > max_bytes:
+                raise BadUpstream(f"{self._connection.origin} sent more than {max_bytes} bytes.")
+        return bytes(body)
+
+    async def _next(self) -> None:
+        self._news.clear()
+        await self._news.wait()
+
+    def _require_head(self) -> ResponseHead:
+        if self._head is None:
+            raise RuntimeError("the response has no head yet")
+        return self._head
+
+
+@asynccontextmanager
+async def open_stream(
+    method: str,
+    url: str,
+    *,
+    headers: Iterable[HeaderPair] = (),
+    body: bytes = b"",
+    head_timeout_s: float | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncGenerator[StreamedResponse]:
+    """Send a request and give its response once the head has come; leaving the block cuts the connection.
+
+    Raises NoReplica (cannot connect), UpstreamTimeout (no head in time), UpstreamLost, BadUpstream.
+    """
+    origin = Origin.of(url)
+    pool = UpstreamPool(tls=tls)
+    connection = await pool.connect(origin)
+    response = StreamedResponse(connection)
+    try:
+        connection.send(encode_request(method, url, origin, headers, body), response, no_body=method == "HEAD")
+        try:
+            async with asyncio.timeout(head_timeout_s):
+                await response.wait_for_head()
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"{origin} did not answer in {head_timeout_s:g} s.") from error
+        yield response
+    finally:
+        connection.abandon()
+
+
+async def fetch(
+    method: str,
+    url: str,
+    *,
+    headers: Iterable[HeaderPair] = (),
+    body: bytes = b"",
+    timeout_s: float,
+    tls: ssl.SSLContext | None = None,
+) -> Response:
+    """Send a request and read its whole response. Raises as `open_stream` does."""
+    try:
+        async with (
+            asyncio.timeout(timeout_s),
+            open_stream(method, url, headers=headers, body=body, tls=tls) as response,
+        ):
+            return Response(response.status, response.headers, await response.read())
+    except TimeoutError as error:
+        raise UpstreamTimeout(f"{Origin.of(url)} did not answer in {timeout_s:g} s.") from error
+
+
+def encode_request(method: str, url: str, origin: Origin, headers: Iterable[HeaderPair], body: bytes) -> bytes:
+    """A whole HTTP/1.1 request."""
+    parts = urlsplit(url)
+    target = parts.path or "/"
+    if parts.query:
+        target += "?" + parts.query
+    lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method.encode(), target.encode("ascii"), origin.host_header)]
+    for name, value in headers:
+        lines.append(b"%b: %b\r\n" % (name, value))
+    if body or method in ("POST", "PUT", "PATCH"):
+        lines.append(b"content-length: %d\r\n" % len(body))
+    return b"".join([*lines, b"\r\n", body])

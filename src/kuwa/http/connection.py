@@ -1,0 +1,428 @@
+"""One client connection: bytes become `Exchange`s, one after another, and their responses go back in that order.
+
+`ServerConnection` is the asyncio protocol of both programs' servers. It parses with httptools, checks Host and
+Origin, enforces the limits, and hands each whole request to the handler of its path. Requests of one connection
+form one FIFO: the next one's handler starts when the response before it has ended. A handler answers through its
+`Exchange`, at once or later, whole or streamed.
+
+Deadlines need no timer of their own: the server's sweep calls `check` on every connection a few times a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, cast
+
+import httptools
+
+from kuwa.http.exchange import Exchange, Handler, Head, HeaderPair
+from kuwa.wire.errors import (
+    HeadersTooLarge,
+    InvalidRequest,
+    KuwaError,
+    NotFound,
+    RequestTimeout,
+    RequestTooLarge,
+)
+
+if TYPE_CHECKING:
+    from kuwa.http.guard import HostGuard
+
+Phase = Literal["new", "head", "body", "idle", "lingering"]
+MAX_PIPELINED = 16
+MAX_MEMO = 1024
+MAX_MEMO_HEAD = 16 * 1024
+STALL_PROGRESS_BYTES = 1024
+LINGER_S = 3.0
+
+_content_length = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,10})\r\n").search
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one server connection: bytes and seconds."""
+
+    head_bytes: int = 32 * 1024
+    head_count: int = 100
+    body_bytes: int = 32 * 1024 * 1024
+    write_buffer_bytes: int = 256 * 1024
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    idle_timeout_s: float = 75.0
+    write_stall_s: float = 30.0
+
+
+class ServerContext(Protocol):
+    """What all connections of a server share. `now` is a monotonic time refreshed by the sweep."""
+
+    now: float
+    scheme: str
+    guard: HostGuard
+    limits: Limits
+    connections: set[ServerConnection]
+    memo: dict[bytes, Head]
+    draining: bool
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]: ...
+    @property
+    def fallback(self) -> Handler: ...
+
+
+class ServerConnection(asyncio.Protocol):
+    """The protocol object of one accepted connection."""
+
+    __slots__ = (
+        "_body",
+        "_body_size",
+        "_closing",
+        "_current",
+        "_drain_waiters",
+        "_head_size",
+        "_headers",
+        "_memo_key",
+        "_parsed",
+        "_parser",
+        "_phase",
+        "_queue",
+        "_reading_paused",
+        "_since",
+        "_stall_left",
+        "_stall_since",
+        "_target",
+        "_transport",
+        "local",
+        "peer",
+        "server",
+    )
+
+    def __init__(self, server: ServerContext) -> None:
+        self.server = server
+        self.peer: tuple[str, int] = ("", 0)
+        self.local: tuple[str, int] = ("", 0)
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._parser = httptools.HttpRequestParser(self)
+        self._target = b""
+        self._headers: list[HeaderPair] = []
+        self._head_size = 0
+        self._parsed: Head = cast("Head", None)
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._memo_key: bytes | None = None
+        self._queue: deque[tuple[Head, bytes]] = deque()
+        self._current: Exchange | None = None
+        self._phase: Phase = "new"
+        self._closing = False
+        self._reading_paused = False
+        self._since = server.now
+        self._stall_since = 0.0
+        self._stall_left = 0
+        self._drain_waiters: list[asyncio.Future[None]] | None = None
+
+    # ---- asyncio.Protocol ----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=self.server.limits.write_buffer_bytes)
+        self.peer = _address(transport.get_extra_info("peername"))
+        self.local = _address(transport.get_extra_info("sockname"))
+        self.server.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        between = self._phase == "idle" or self._phase == "new"
+        if between and self._current is None and not self._queue and self._from_memo(data):
+            return
+        head_under_way = self._headers
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(InvalidRequest("This server does not switch protocols on this route."))
+            return
+        except httptools.HttpParserError as error:
+            refusal = getattr(error, "__context__", None)
+            if not isinstance(refusal, KuwaError):
+                refusal = InvalidRequest(f"This is no HTTP/1.1 request: {_first_line(error)}")
+            self._refuse(refusal)
+            return
+        if self._phase == "head" and self._headers is head_under_way:
+            # The parser keeps an unfinished header line to itself: count what it was fed.
+            self._head_size += len(data)
+            if self._head_size > self.server.limits.head_bytes:
+                self._refuse(_head_too_large(self.server.limits))
+
+    def eof_received(self) -> bool | None:
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server.connections.discard(self)
+        self._closing = True
+        self._queue.clear()
+        self._release_drain()
+        current, self._current = self._current, None
+        if current is not None:
+            current.lose()
+
+    def pause_writing(self) -> None:
+        self._stall_since = self.server.now
+        self._stall_left = self._transport.get_write_buffer_size()
+        if self._drain_waiters is None:
+            self._drain_waiters = []
+        if self._current is not None and self._current.source is not None:
+            self._current.source.pause()
+
+    def resume_writing(self) -> None:
+        self._release_drain()
+        if self._current is not None and self._current.source is not None:
+            self._current.source.resume()
+
+    # ---- what exchanges ask for ----------------------------------------------------------------------------
+
+    @property
+    def scheme(self) -> str:
+        return self.server.scheme
+
+    @property
+    def draining(self) -> bool:
+        return self.server.draining
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    async def drained(self) -> None:
+        if self._drain_waiters is not None:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._drain_waiters.append(waiter)
+            await waiter
+
+    def abort(self) -> None:
+        self._closing = True
+        self._transport.abort()
+
+    def exchange_ended(self, keep_alive: bool) -> None:
+        self._current = None
+        if self._phase == "lingering" and self._transport.can_write_eof():
+            self._transport.write_eof()
+            return
+        if not keep_alive or self._closing:
+            self._closing = True
+            self._transport.close()
+            return
+        if self._queue:
+            # Not at once: a run of pipelined requests answered on the spot must not recurse.
+            asyncio.get_running_loop().call_soon(self._next)
+        elif self._phase == "idle":
+            self._since = self.server.now
+
+    # ---- the sweep -----------------------------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        """Enforce the deadlines; called by the server's sweep."""
+        limits = self.server.limits
+        if self._drain_waiters is not None:
+            self._check_stall(now, limits)
+        if self._current is not None or self._queue:
+            return
+        age = now - self._since
+        if self._phase == "head" and age > limits.head_timeout_s:
+            self._refuse(RequestTimeout(f"No whole request head came within {limits.head_timeout_s:g} s."))
+        elif self._phase == "body" and age > limits.body_timeout_s:
+            self._refuse(RequestTimeout(f"No whole request body came within {limits.body_timeout_s:g} s."))
+        elif age > {"new": limits.head_timeout_s, "lingering": LINGER_S}.get(self._phase, limits.idle_timeout_s):
+            self.abort()
+
+    def close_when_idle(self) -> bool:
+        """Close if no request is being read or answered; returns whether one is."""
+        if self._current is not None or self._queue or self._phase in ("head", "body"):
+            return True
+        self._closing = True
+        self._transport.close()
+        return False
+
+    def _check_stall(self, now: float, limits: Limits) -> None:
+        left = self._transport.get_write_buffer_size()
+        if self._stall_left - left >= STALL_PROGRESS_BYTES:
+            self._stall_left, self._stall_since = left, now
+        elif now - self._stall_since > limits.write_stall_s:
+            self.abort()
+
+    # ---- reading requests ----------------------------------------------------------------------------------
+
+    def _from_memo(self, data: bytes) -> bool:
+        """Take a request whose head was seen before, when one read holds exactly that head and its body.
+
+        Remembers the head's bytes for `on_headers_complete` otherwise. Only heads whose length is framed by
+        Content-Length alone get into the memo, so the body is what follows, to the byte.
+        """
+        end = data.find(b"\r\n\r\n", 0, MAX_MEMO_HEAD) + 4
+        if end < 4:
+            return False
+        key = data[:end]
+        length = _content_length(key)
+        if length is None:
+            return False
+        first, last = length.span(1)
+        key = key[:first] + key[last:]
+        head = self.server.memo.get(key)
+        if head is None:
+            self._memo_key = key
+            return False
+        size = int(data[first:last])
+        if len(data) - end != size or size > self.server.limits.body_bytes:
+            return False
+        self._phase = "idle"
+        self._begin(head, data[end:])
+        return True
+
+    def on_message_begin(self) -> None:
+        self._target = b""
+        self._headers = []
+        self._head_size = 0
+        self._phase = "head"
+        self._since = self.server.now
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self._headers) == self.server.limits.head_count:
+            raise _head_too_large(self.server.limits)
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._parsed = head = self._read_head()
+        key, self._memo_key = self._memo_key, None
+        if key is not None and _memorable(head):
+            if len(self.server.memo) >= MAX_MEMO:
+                self.server.memo.clear()
+            self.server.memo[key] = head
+        self._body = []
+        self._body_size = 0
+        self._phase = "body"
+        self._since = self.server.now
+        if head.expects_continue and self._current is None and not self._queue:
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+        self._body_size += len(body)
+        if self._body_size > self.server.limits.body_bytes:
+            raise _body_too_large(self.server.limits)
+
+    def on_message_complete(self) -> None:
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []
+        self._headers = []
+        self._phase = "idle"
+        self._since = self.server.now
+        if self._current is None and not self._queue:
+            self._begin(self._parsed, body)
+            return
+        self._queue.append((self._parsed, body))
+        if len(self._queue) >= MAX_PIPELINED or len(body) > self.server.limits.write_buffer_bytes:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _read_head(self) -> Head:
+        limits = self.server.limits
+        fields = self._headers
+        size = len(self._target) + sum(len(name) + len(value) + 4 for name, value in fields)
+        if size > limits.head_bytes:
+            raise _head_too_large(limits)
+        if not self._target.startswith(b"/") or not self._target.isascii():
+            raise InvalidRequest("The request target must be a path such as /v1/models.")
+        version = self._parser.get_http_version()
+        hosts = [value for name, value in fields if name == b"host"]
+        if len(hosts) > 1 or (not hosts and version == "1.1"):
+            raise InvalidRequest("A request needs exactly one Host header.")
+        length = next((value for name, value in fields if name == b"content-length"), b"0")
+        if int(length) > limits.body_bytes:
+            raise _body_too_large(limits)
+        head = Head(
+            self._parser.get_method().decode("ascii"),
+            self._target,
+            version,
+            tuple(field for field in fields if field[0] != b"content-length"),
+            self._parser.should_keep_alive(),
+        )
+        head.refusal = self.server.guard.check(hosts[0] if hosts else b"localhost", head.get(b"origin"))
+        return head
+
+    # ---- answering them ------------------------------------------------------------------------------------
+
+    def _next(self) -> None:
+        if self._current is not None or not self._queue:
+            return
+        head, body = self._queue.popleft()
+        if self._reading_paused and not self._queue:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        self._begin(head, body)
+
+    def _begin(self, head: Head, body: bytes) -> None:
+        self._current = exchange = Exchange(self, head, body)
+        if head.refusal is not None:
+            exchange.fail(head.refusal)
+            return
+        handler = self.server.handlers.get(head.path) if head.method == "POST" else None
+        (handler or self.server.fallback)(exchange)
+
+    def _refuse(self, error: KuwaError) -> None:
+        """Answer a request that could not be read, then close: what follows it cannot be trusted."""
+        self._closing = True
+        if self._current is not None or self._queue:
+            # The responses before it are still due; the last of them closes the connection.
+            if self._current is None:
+                self._transport.close()
+            return
+        # A client still sending would lose the answer to a reset: what it sends is read and dropped for a while.
+        self._phase = "lingering"
+        self._since = self.server.now
+        broken = Head("GET", b"/", "1.1", (), keep_alive=False)
+        self._current = Exchange(self, broken, b"")
+        self._current.fail(error)
+
+    def _release_drain(self) -> None:
+        waiters, self._drain_waiters = self._drain_waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def not_found(exchange: Exchange) -> None:
+    """The fallback of a server without an ASGI application."""
+    exchange.fail(NotFound(f"There is no route {exchange.method} {exchange.path} here."))
+
+
+def _memorable(head: Head) -> bool:
+    return (
+        head.keep_alive
+        and not head.expects_continue
+        and head.get(b"transfer-encoding") is None
+        and head.get(b"upgrade") is None
+        and head.get(b"connection") in (None, b"keep-alive", b"Keep-Alive")
+    )
+
+
+def _head_too_large(limits: Limits) -> HeadersTooLarge:
+    return HeadersTooLarge(f"The request head is beyond {limits.head_bytes} bytes or {limits.head_count} headers.")
+
+
+def _body_too_large(limits: Limits) -> RequestTooLarge:
+    return RequestTooLarge(f"The request body is larger than {limits.body_bytes} bytes.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _address(name: object) -> tuple[str, int]:
+    if isinstance(name, tuple):
+        host, port = cast("tuple[str, int]", name)[:2]
+        return host, port
+    return "", 0

@@ -1,0 +1,123 @@
+"""A server: listening sockets, the sweep that enforces deadlines, and the drain. Both programs stand on it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+from kuwa.http.asgi import AsgiApp, AsgiHandler
+from kuwa.http.connection import Limits, ServerConnection, not_found
+from kuwa.http.exchange import Handler, Head
+from kuwa.http.guard import HostGuard
+
+BACKLOG = 4096
+SWEEP_S = 0.25
+
+T = TypeVar("T")
+
+
+class CannotListen(Exception):
+    """The address could not be taken; the message says which, why, and what to do."""
+
+
+class Server:
+    """Serves `hot` handlers (POST on exactly that path) and an ASGI `app` for everything else.
+
+    A handler gets whole requests and must return at once; it answers through the exchange when it can.
+    """
+
+    def __init__(
+        self,
+        *,
+        hot: Mapping[str, Handler],
+        app: AsgiApp | None = None,
+        guard: HostGuard | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.handlers = dict(hot)
+        self.fallback: Handler = AsgiHandler(app) if app is not None else not_found
+        self.guard = guard or HostGuard()
+        self.limits = limits or Limits()
+        self.connections: set[ServerConnection] = set()
+        self.memo: dict[bytes, Head] = {}
+        self.scheme = "http"
+        self.draining = False
+        self.now = 0.0
+        self._listeners: list[asyncio.Server] = []
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def listen(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> int:
+        """Accept connections on `host`:`port` (0: a free one) and return the port. Raises CannotListen."""
+        loop = asyncio.get_running_loop()
+        self.now = loop.time()
+        self.scheme = "https" if tls is not None else "http"
+        try:
+            listener = await loop.create_server(
+                lambda: ServerConnection(self), host, port, backlog=BACKLOG, ssl=tls, reuse_address=True
+            )
+        except (OSError, OverflowError) as error:
+            raise CannotListen(_why(host, port, error)) from error
+        self._listeners.append(listener)
+        if self._sweeper is None:
+            self._sweeper = loop.create_task(self._sweep(), name="kuwa-http-sweep")
+        return int(listener.sockets[0].getsockname()[1])
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Stop accepting, let the requests under way end, close. Returns whether all of them ended in time."""
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        for listener in self._listeners:
+            listener.close()
+        while sum(connection.close_when_idle() for connection in list(self.connections)):
+            if loop.time() >= deadline:
+                self.close()
+                return False
+            await asyncio.sleep(0.02)
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """Stop at once: listeners closed, connections cut."""
+        self.draining = True
+        for listener in self._listeners:
+            listener.close()
+        for connection in list(self.connections):
+            connection.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.now = loop.time()
+            for connection in list(self.connections):
+                connection.check(self.now)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` to its end on uvloop, or on asyncio's own loop where uvloop does not exist."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        from asyncio import new_event_loop
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(main)
+
+
+def _why(host: str, port: int, error: Exception) -> str:
+    where = f"{host}:{port}"
+    code = getattr(error, "errno", None)
+    if code == errno.EADDRINUSE:
+        return f"Port {port} on {host} is in use by another program. End that program or choose another --port."
+    if code == errno.EACCES:
+        return f"This user may not listen on {where}. Choose a --port above 1023."
+    if code == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+        return f"{host} is no address of this machine. Choose another --host."
+    return f"Cannot listen on {where}: {error}."
