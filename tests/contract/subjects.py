@@ -1,0 +1,107 @@
+"""The executors that the contract is checked on, and how a test asks one of them.
+
+`OURS` makes each of our own; `conftest.py` beside this makes a `Subject` of any other command line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from calls import Answer, Stream, chat, chat_text, old_chat, open_chat, stream_chat
+from processes import REPOSITORY, Executor, Kernel, Stage
+
+QUESTION = "Tell me of the sea: the waves and the wind, the ships 與海上的燈塔, and of those who wait ashore."
+SCRIPTED = "海是藍色的。🌊 The waves come in, the waves go out; 船回家了 ⛵, and somebody lit a lamp. 晚安。"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An executor under test: what stands after `kuwa-executor`, and what has to run beside it."""
+
+    name: str
+    argv: Sequence[str]
+    env: dict[str, str] = field(default_factory=dict)
+
+    def start(self, stage: Stage, kernel: Kernel | None, access_code: str = "", wait: bool = True) -> Executor:
+        code = access_code or f"contract/{self.name}"
+        return stage.executor(self.argv[0], *self.argv[1:], kernel=kernel, access_code=code, wait=wait, **self.env)
+
+
+@dataclass(frozen=True)
+class House:
+    """A kernel with one executor under test, ready to be asked."""
+
+    kernel: Kernel
+    executor: Executor
+
+    @property
+    def code(self) -> str:
+        return self.executor.access_code
+
+    @property
+    def slots(self) -> int:
+        (replica,) = self.kernel.replicas(self.code)
+        return replica["slots"]
+
+    def chat(self, text: str = QUESTION, **parameters: object) -> Answer:
+        return chat(self.kernel.url, self.code, text, **parameters)
+
+    def text(self, text: str = QUESTION, **parameters: object) -> str:
+        return chat_text(self.kernel.url, self.code, text, **parameters)
+
+    def stream(self, text: str = QUESTION, **parameters: object) -> Stream:
+        return stream_chat(self.kernel.url, self.code, text, **parameters)
+
+    def open(self, text: str = QUESTION, **parameters: object) -> Stream:
+        return open_chat(self.kernel.url, self.code, text, **parameters)
+
+    def old(self, text: str = QUESTION, **fields: str) -> Stream:
+        return old_chat(self.kernel.url, self.code, text, **fields)
+
+
+def _debug(_: Stage) -> Subject:
+    return Subject("debug", ["debug"])
+
+
+def _dummy(_: Stage) -> Subject:
+    return Subject("dummy", ["dummy", "--delay", "0.005"])
+
+
+def _oracle(_: Stage) -> Subject:
+    return Subject("oracle", [str(REPOSITORY / "tests" / "oracle.py")])
+
+
+def _custom(_: Stage) -> Subject:
+    return Subject("custom", [str(REPOSITORY / "examples" / "my_executor.py")])
+
+
+def _may_2024(_: Stage) -> Subject:
+    return Subject("may-2024", [str(REPOSITORY / "tests" / "fakes" / "may_2024_executor.py"), "--pause", "0.02"])
+
+
+def _chatgpt(stage: Stage) -> Subject:
+    argv = [sys.executable, str(REPOSITORY / "tests" / "fakes" / "openai_server.py"), "--port", str(stage.port())]
+    server = stage.process([*argv, "--delay", "0.01"], name="openai_server")
+    base_url = server.wait_for(lambda: server.log.partition("\n")[0], "the fake OpenAI server said its URL")
+    return Subject("chatgpt", ["chatgpt", "--base_url", base_url, "--api_key", "sk-test", "--model", "fake-1"])
+
+
+def _llamacpp(stage: Stage) -> Subject:
+    from kuwa.builtin.llamacpp.maker import scripted  # needs numpy and gguf, which the others do not
+
+    model = stage.folder / "scripted.gguf"
+    scripted(model, SCRIPTED)
+    return Subject("llamacpp", ["llamacpp", "--model_path", str(model)])
+
+
+OURS: dict[str, Callable[[Stage], Subject]] = {
+    "debug": _debug,
+    "dummy": _dummy,
+    "oracle": _oracle,
+    "custom": _custom,
+    "may-2024": _may_2024,
+    "chatgpt": _chatgpt,
+    "llamacpp": _llamacpp,
+}
