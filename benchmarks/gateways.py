@@ -1,0 +1,192 @@
+"""The gateways that are compared: how each is configured and started, and what it has used so far.
+
+A new peer is one more entry in `available()`: a name, its version and the command that serves on one port and
+sends every request to one OpenAI-compatible backend. run.py starts them all and keeps them running side by side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import machine
+import psutil
+
+READY_WITHIN_S = 30.0
+STOP_WITHIN_S = 10.0
+CHAT = json.dumps({"model": "mock", "messages": [{"role": "user", "content": "ready?"}]})
+
+NGINX_CONFIG = """\
+daemon off;
+worker_processes 1;
+worker_rlimit_nofile {open_files};
+pid {folder}/nginx.pid;
+error_log stderr warn;
+{user}
+events {{ worker_connections 16384; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    client_max_body_size 32m;
+    client_body_buffer_size 1m;
+    keepalive_requests 1000000000;
+    upstream backend {{
+        server 127.0.0.1:{backend};
+        keepalive 2048;
+        keepalive_requests 1000000000;
+    }}
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location / {{
+            proxy_pass http://backend;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_buffering off;
+        }}
+    }}
+}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    name: str
+    version: str
+    switched_on: str  # for the report: what it does for each request
+    command: Callable[[int, int, Path], list[str | Path]]  # (port, backend's port, an empty folder of its own)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A started program and its children."""
+
+    name: str
+    port: int
+    process: psutil.Process
+    log: Path
+
+    def tree(self) -> list[psutil.Process]:
+        return [self.process, *self.process.children(recursive=True)]
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the whole tree, in steps of 10 ms."""
+        return sum(times.user + times.system for times in (each.cpu_times() for each in self.tree()))
+
+    def rss_mb(self) -> float:
+        return sum(each.memory_info().rss for each in self.tree()) / 1e6
+
+    def last_words(self) -> str:
+        """The end of its output: why it does not serve is written there."""
+        return self.log.read_text(errors="replace")[-3000:]
+
+
+def available() -> dict[str, Callable[[], Gateway]]:
+    """The gateways by name; calling one prepares it (installs what is missing) or raises machine.NotReady."""
+    return {"nginx": _nginx, "kuwa": _kuwa}
+
+
+def _nginx() -> Gateway:
+    program = machine.find_nginx()
+
+    def command(port: int, backend: int, folder: Path) -> list[str | Path]:
+        user = "user root;" if os.geteuid() == 0 else ""  # the folder is readable by its owner alone
+        config = folder / "nginx.conf"
+        config.write_text(
+            NGINX_CONFIG.format(
+                port=port, backend=backend, folder=folder, user=user, open_files=machine.OPEN_FILES
+            )
+        )
+        return [program, "-p", folder, "-c", config, "-e", "stderr"]
+
+    return Gateway(
+        "nginx",
+        machine.nginx_version(program),
+        "1 worker, upstream keepalive, no buffering, no access log: it moves bytes and knows nothing of models",
+        command,
+    )
+
+
+def _kuwa() -> Gateway:
+    def command(port: int, backend: int, folder: Path) -> list[str | Path]:
+        upstream = f"mock=http://127.0.0.1:{backend}/v1"
+        return [sys.executable, "-m", "kuwa.kernel.cli", "--port", str(port), "--upstream", upstream]
+
+    return Gateway(
+        "kuwa",
+        machine.kuwa_version(),
+        "kuwa-kernel as shipped, nothing switched off",
+        command,
+    )
+
+
+@contextlib.contextmanager
+def started(name: str, command: list[str | Path], *, port: int, core: int, folder: Path) -> Iterator[Running]:
+    """Run a program pinned to one core until the block ends. Its output goes to <folder>/log."""
+    log = folder / "log"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("KUWA_")}
+    environment["KUWA_HOME"] = str(folder)  # the user's own settings and data stay out of it
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            ["taskset", "--cpu-list", str(core), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=folder,
+        )
+    try:
+        yield Running(name, port, psutil.Process(child.pid), log)
+    finally:
+        child.terminate()
+        try:
+            child.wait(STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            print(f"{name} did not end within {STOP_WITHIN_S:.0f} s of SIGTERM and is killed", file=sys.stderr)
+            child.kill()
+            child.wait()
+
+
+def wait_until_it_answers(running: Running, *, method: str = "POST", path: str = "/v1/chat/completions") -> None:
+    """Ask until the answer is 200; raises machine.NotReady with the program's own words when it never is."""
+    deadline = time.monotonic() + READY_WITHIN_S
+    seen = "no answer yet"
+    while time.monotonic() < deadline:
+        if not running.process.is_running() or running.process.status() == psutil.STATUS_ZOMBIE:
+            seen = "it ended"
+            break
+        try:
+            status, body = ask(running.port, method, path, CHAT if method == "POST" else None)
+        except OSError as error:
+            seen = str(error)
+        else:
+            if status == 200:
+                return
+            seen = f"status {status}: {body[:200]!r}"
+        time.sleep(0.005)
+    raise machine.NotReady(
+        f"{running.name} does not serve {method} {path}: {seen}.\nIts output ends with:\n{running.last_words()}"
+    )
+
+
+def ask(port: int, method: str, path: str, body: str | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read()
+    except http.client.HTTPException as error:
+        raise OSError(f"no HTTP answer: {error!r}") from error
+    finally:
+        connection.close()

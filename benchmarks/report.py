@@ -1,0 +1,153 @@
+"""What a run found, as Markdown for people and as JSON for everything else."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import machine
+from gateways import Gateway
+from startup import StartUp
+from workloads import Sample, Workload
+
+BASELINE = "nginx"
+RESULTS = machine.HERE / "results"
+NOISE_LIMIT = 0.1  # CPU seconds of others per second; above it the report says that the machine was not quiet
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    machine: dict[str, str]
+    gateways: Sequence[Gateway]
+    workloads: Sequence[Workload]
+    samples: Sequence[Sample]
+    start_ups: Sequence[StartUp]
+    seconds: float
+
+    def as_markdown(self) -> str:
+        parts = [f"\n{key}: {value}" for key, value in self.machine.items()]
+        parts += [f"\n{each.name} {each.version}: {each.switched_on}" for each in self.gateways]
+        parts.append(f"\n{self._turns()} turns of each, in {self.seconds:.0f} s; {self._noise()}")
+        parts += [f"\nFAILED: {failure}" for failure in self.failures()]
+        parts.append("\n" + self._cost_table())
+        if self.start_ups:
+            parts.append("\n" + self._start_up_table())
+        return "\n".join(part.removeprefix("\n") if index else part for index, part in enumerate(parts))
+
+    def failures(self) -> list[str]:
+        """Turns in which a request failed or never ended: their figures are not to be believed."""
+        return [
+            f"{each.workload}, {each.gateway}: {each.load['errors']} errors, {each.load['hung']} without an end"
+            for each in self.samples
+            if each.load["errors"] or each.load["hung"]
+        ]
+
+    def write(self, path: Path | None) -> Path:
+        path = path or RESULTS / time.strftime("%Y-%m-%dT%H%M%S.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = {
+            "machine": self.machine,
+            "gateways": {each.name: {"version": each.version, "on": each.switched_on} for each in self.gateways},
+            "workloads": [asdict(each) for each in self.workloads],
+            "start_up": [asdict(each) for each in self.start_ups],
+            "samples": [asdict(each) for each in self.samples],
+        }
+        path.write_text(json.dumps(whole, indent=1) + "\n")
+        return path
+
+    def _of(self, workload: Workload, gateway: Gateway) -> list[Sample]:
+        return [each for each in self.samples if (each.workload, each.gateway) == (workload.name, gateway.name)]
+
+    def _turns(self) -> int:
+        return len(self._of(self.workloads[0], self.gateways[0]))
+
+    def _noise(self) -> str:
+        share = statistics.median(each.others_cpu_seconds / each.load["seconds"] for each in self.samples)
+        verdict = "NOT a quiet machine" if share > NOISE_LIMIT else "a quiet machine"
+        return f"{verdict}: others used {share:.2f} cores meanwhile (median)"
+
+    def _cost_table(self) -> str:
+        rows = [
+            self._cost_row(workload, gateway, baseline)
+            for workload in self.workloads
+            for baseline in [next((each for each in self.gateways if each.name == BASELINE), None)]
+            for gateway in self.gateways
+        ]
+        head = (
+            "workload", "gateway", "µs of CPU", "per", f"× {BASELINE}", "per second",
+            "request ms p50 / p99", "chunk ms p50 / p99", "chunks a read", "RSS MB",
+        )  # fmt: skip
+        return table(head, rows)
+
+    def _cost_row(self, workload: Workload, gateway: Gateway, baseline: Gateway | None) -> tuple[str, ...]:
+        samples = self._of(workload, gateway)
+        costs = [each.cpu_us_per_unit for each in samples]
+        ratio = ""
+        if baseline is not None and gateway != baseline:
+            pairs = zip(costs, self._of(workload, baseline), strict=True)
+            ratio = spread((cost / base.cpu_us_per_unit for cost, base in pairs), "{:.2f}")
+        rate = "requests_per_s" if workload.unit == "request" else "chunks_per_s"
+        latency = "{:.2f} / {:.2f}"
+        return (
+            workload.name,
+            gateway.name,
+            spread(costs, "{:.1f}"),
+            workload.unit,
+            ratio,
+            f"{_median(samples, lambda each: each.load[rate]):,.0f}",
+            latency.format(
+                *(_median(samples, lambda each, k=key: each.load[k]) for key in _percentiles("request"))
+            ),
+            latency.format(*(_median(samples, lambda each, k=key: each.load[k]) for key in _percentiles("chunk")))
+            if workload.chunks
+            else "",
+            f"{_median(samples, lambda each: each.load['chunks'] / each.load['reads']):.1f}"
+            if workload.chunks
+            else "",
+            f"{max(each.peak_rss_mb for each in samples):.0f}",
+        )
+
+    def _start_up_table(self) -> str:
+        head = ("start", "CPU s", "wall s", "idle RSS MB", "idle CPU ms/s")
+        return table(
+            head,
+            [
+                (
+                    each.what,
+                    f"{each.cpu_s:.2f}",
+                    f"{each.wall_s:.2f}",
+                    "" if each.rss_mb is None else f"{each.rss_mb:.0f}",
+                    "" if each.idle_cpu_ms_per_s is None else f"{each.idle_cpu_ms_per_s:.1f}",
+                )
+                for each in self.start_ups
+            ],
+        )
+
+
+def spread(values: Iterable[float], form: str) -> str:
+    """Median and, in brackets, the range."""
+    ordered = sorted(values)
+    low, high = form.format(ordered[0]), form.format(ordered[-1])
+    return f"{form.format(statistics.median(ordered))} ({low}–{high})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose source is aligned, so that it reads well in a terminal too."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def _percentiles(what: str) -> tuple[str, str]:
+    return f"{what}_ms_p50", f"{what}_ms_p99"
+
+
+def _median(samples: Sequence[Sample], of: Callable[[Sample], float]) -> float:
+    return statistics.median(of(each) for each in samples)
