@@ -1,0 +1,1 @@
+"""Serves a GGUF file through llama.cpp."""
