@@ -28,9 +28,11 @@ def old_distribution(folders: Iterable[str]) -> Path | None:
     Looks at names alone: `importlib.metadata` would cost a tenth of the time the whole command may take.
     """
     for folder in folders:
-        if not Path(folder).is_dir():
+        try:
+            entries = list(Path(folder).iterdir())
+        except OSError:
             continue
-        for entry in Path(folder).iterdir():
+        for entry in entries:
             if entry.name.startswith("kuwa_executor-") and entry.suffix in (".dist-info", ".egg-info"):
                 return entry
     return None

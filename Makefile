@@ -1,0 +1,80 @@
+# Everything a newcomer types. Needs Linux or macOS, make, and Python >= 3.11 with venv; nothing else.
+# Installs into .venv, once; after that every target starts at once.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 9000
+MODEL ?=
+PYTHON ?=
+TESTS ?=
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help run test bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "Kuwa: one front door for every language model you have"
+	@echo
+	@echo "  make run                     start the kernel with the models debug, dummy and welcome"
+	@echo "  make run MODEL=file.gguf     serve that GGUF file too"
+	@echo "  make run PORT=9100           listen there instead of on 9000"
+	@echo "  make test                    check style, types and layering, then run every test"
+	@echo "  make test TESTS=tests/unit   the same, with only these tests"
+	@echo "  make bench                   measure the kernel beside nginx"
+	@echo "  make clean                   remove what was built and installed here"
+	@echo
+	@echo "  PYTHON=/path/to/python3.12   the Python that .venv is made from (3.11 or later)"
+
+run: $(VENV)/kuwa-installed
+	@exec $(BIN)/kuwa up --port $(PORT) $(if $(MODEL),--model "$(MODEL)")
+
+test: $(VENV)/dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/pytest -n $(JOBS) --dist loadscope $(TESTS)
+
+bench: $(VENV)/dev-installed
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) build dist .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are what make compares: installed once, and again when pyproject.toml changes.
+$(VENV)/kuwa-installed: pyproject.toml requirements.txt | $(VENV)/made
+	@echo "==> Installing Kuwa into $(VENV) (once; a minute or two)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[llamacpp,chatgpt]'
+	@touch $@
+
+# Dependency groups need a pip newer than the one that some Pythons bring along.
+$(VENV)/dev-installed: $(VENV)/kuwa-installed
+	@echo "==> Installing the tools that the tests need (once)"
+	@$(BIN)/python -m pip install --disable-pip-version-check 'pip>=25.1'
+	@$(BIN)/python -m pip install --disable-pip-version-check --group dev
+	@touch $@
+
+# The first Python that is new enough and can make a virtual environment; each failure says what to install.
+$(VENV)/made:
+	@newest=; \
+	for python in $(if $(PYTHON),"$(PYTHON)",python3.14 python3.13 python3.12 python3.11 python3); do \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+	    newest="$${newest:-$$python}"; \
+	    "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || continue; \
+	    echo "==> Making $(VENV) with $$python ($$("$$python" -V 2>&1))"; \
+	    "$$python" -m venv $(VENV) && touch $@ && exit 0; \
+	    exit 1; \
+	done; \
+	if [ -n "$$newest" ]; then \
+	    version=$$("$$newest" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	    echo "Kuwa: $$newest cannot make a virtual environment: its modules venv and ensurepip are missing." >&2; \
+	    echo "      On Debian or Ubuntu: apt-get install python$$version-venv" >&2; \
+	elif [ -n "$(PYTHON)" ]; then \
+	    echo "Kuwa: PYTHON=$(PYTHON) is not a Python 3.11 or later." >&2; \
+	else \
+	    echo "Kuwa: no Python 3.11 or later was found." >&2; \
+	    echo "      On Debian or Ubuntu: apt-get install python3 python3-venv; or name one: make run PYTHON=/path/to/python" >&2; \
+	fi; \
+	exit 1

@@ -1,0 +1,58 @@
+"""What the fleet asks its kernel over HTTP: is it there, and what does it serve. Called by `kuwa.fleet.up`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from kuwa.wire.errors import KuwaError
+
+TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One line of what is served: a replica of an access code, as the kernel names its state."""
+
+    access_code: str
+    executor: str
+    state: str
+    endpoint: str
+
+
+class _Replica(msgspec.Struct, frozen=True):
+    access_code: str
+    state: str
+    endpoint: str
+    executor: str = ""
+
+
+class _Report(msgspec.Struct, frozen=True):
+    replicas: list[_Replica]
+
+
+_decode = msgspec.json.Decoder(_Report).decode
+
+
+async def is_live(kernel_url: str) -> bool:
+    """Whether a kernel answers there."""
+    from kuwa.http.client import fetch
+
+    try:
+        return (await fetch("GET", f"{kernel_url}/livez", timeout_s=TIMEOUT_S)).status == 200
+    except KuwaError:
+        return False
+
+
+async def served(kernel_url: str) -> list[Served]:
+    """What the kernel serves now; nothing where it does not answer."""
+    from kuwa.http.client import fetch
+
+    url = f"{kernel_url}/v1.0/worker/debug"
+    try:
+        response = await fetch("GET", url, headers=[(b"accept", b"application/json")], timeout_s=TIMEOUT_S)
+        report = _decode(response.body)
+    except (KuwaError, msgspec.MsgspecError):
+        return []
+    return [Served(r.access_code, r.executor, r.state, r.endpoint) for r in report.replicas]

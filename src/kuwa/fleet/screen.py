@@ -1,0 +1,148 @@
+"""What the person who typed `kuwa up` sees: progress, deaths with the last lines of their logs, the table of what
+is served and a command to try. Called by `kuwa.fleet.up` alone; the words come from `kuwa.fleet.texts`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kuwa.fleet.config import Settings
+from kuwa.fleet.kernel import Served
+from kuwa.fleet.programs import KERNEL, WELCOME, Program
+from kuwa.fleet.supervision import Abandoned, Died, Ready
+from kuwa.fleet.texts import texts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+
+TAIL_LINES = 8
+TAIL_BYTES = 16 * 1024
+
+
+class Screen:
+    """Writes to one terminal or pipe; a terminal gets colours and a line that moves while something starts."""
+
+    def __init__(self, settings: Settings) -> None:
+        from rich.console import Console
+
+        self._settings = settings
+        self._texts = texts(settings.language)
+        self._console: Console = Console(highlight=False, markup=False, soft_wrap=True)
+        self._progress: Status | None = None
+
+    def problem(self, text: str) -> None:
+        """One line that needs attention."""
+        self._console.print(f"kuwa: {text}", style="bold red")
+
+    def note(self, text: str) -> None:
+        self._console.print(text, style="yellow")
+
+    def starting(self, programs: Sequence[Program]) -> None:
+        """Show what is awaited; with nothing awaited, nothing moves."""
+        if not self._console.is_terminal:
+            return
+        if not programs:
+            self.still()
+            return
+        text = self._texts.starting.format(names=", ".join(program.name for program in programs))
+        if self._progress is None:
+            self._progress = self._console.status(text)
+            self._progress.start()
+        self._progress.update(text)
+
+    def still(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def ready(self, news: Ready) -> None:
+        text = self._texts.kernel_ready if news.program.name == KERNEL else self._texts.ready
+        self._console.print(
+            text.format(name=news.program.name, url=self._settings.kernel_url, took_s=news.took_s), style="green"
+        )
+
+    def died(self, news: Died, log: Path) -> None:
+        """The death, what follows from it, and the end of the log: the reason nearly always stands there."""
+        died = self._texts.died.format(name=news.program.name, how=how(news.code))
+        if news.again_in_s is None:
+            self.problem(f"{died}; {self._texts.given_up}")
+        else:
+            self.note(f"{died}; {self._texts.again.format(again_in_s=news.again_in_s)}")
+        lines = last_lines(log)
+        self._console.print("  " + (self._texts.last_lines if lines else self._texts.empty_log).format(log=log))
+        for line in lines:
+            self._console.print("  | " + line, style="dim")
+
+    def abandoned(self, news: Abandoned) -> None:
+        self.problem(self._texts.abandoned.format(name=news.program.name, missing=news.missing))
+
+    def served(self, rows: Sequence[Served], logs: Path) -> None:
+        """The table, and all that one needs to go on from here."""
+        from rich.table import Table
+
+        words = self._texts
+        table = Table(title=words.served_title, title_justify="left", title_style="bold")
+        for heading in (words.access_code, words.executor, words.state, words.endpoint):
+            table.add_column(heading, overflow="fold")
+        for row in rows:
+            table.add_row(row.access_code, row.executor, words.states.get(row.state, row.state), row.endpoint)
+        self._console.print()
+        self._console.print(table, soft_wrap=False)
+        url = self._settings.kernel_url
+        facts = ((words.page, f"{url}/v1.0/worker/debug"), (words.api, f"{url}/v1"), (words.logs, str(logs)))
+        for label, value in facts:
+            self._console.print(f"{label} {value}")
+        code = suggestion(rows)
+        if code is not None:
+            self._console.print(f"{words.try_it}\n")
+            self._console.print(curl_line(url, code, words.hello) + "\n", style="bold cyan")
+        self._console.print(words.to_end)
+
+    def kernel_lost(self) -> None:
+        self.problem(self._texts.kernel_lost)
+
+    def ending(self) -> None:
+        self._console.print(self._texts.ending)
+
+    def ended(self) -> None:
+        self._console.print(self._texts.ended)
+
+
+def suggestion(rows: Sequence[Served]) -> str | None:
+    """The access code to try first: `welcome` where it is ready, else the first that is."""
+    ready = [row.access_code for row in rows if row.state == "ready"]
+    return WELCOME if WELCOME in ready else next(iter(ready), None)
+
+
+def curl_line(url: str, access_code: str, hello: str) -> str:
+    """A command that streams an answer, in the quoting of every POSIX shell."""
+    body = json.dumps(
+        {"model": access_code, "stream": True, "messages": [{"role": "user", "content": hello}]},
+        ensure_ascii=False,
+    ).replace("'", "'\\''")
+    return f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+
+
+def how(code: int) -> str:
+    """An exit status in words a person knows: `exit code 3`, `SIGKILL`."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def last_lines(log: Path) -> list[str]:
+    """The last lines of `log` that hold anything; empty where there is no log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-TAIL_LINES:]

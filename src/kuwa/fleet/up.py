@@ -1,0 +1,223 @@
+"""The I/O of `kuwa up`: starts processes, waits for their ends, asks the kernel who is ready, hears signals.
+What follows from all that is decided by `kuwa.fleet.supervision`. Called by `kuwa.cli`."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import importlib.util
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from kuwa.fleet import kernel
+from kuwa.fleet.config import Settings
+from kuwa.fleet.kernel import Served
+from kuwa.fleet.programs import KERNEL, Program, programs
+from kuwa.fleet.screen import Screen
+from kuwa.fleet.supervision import (
+    Abandoned,
+    Action,
+    Died,
+    Kill,
+    News,
+    Ready,
+    Settled,
+    Start,
+    Supervision,
+    Terminate,
+)
+from kuwa.fleet.texts import texts
+
+LOOK_EVERY_S = 0.2
+CANNOT_START = 1
+# What a shell says of a command that could not be executed.
+NOT_EXECUTABLE = 126
+ENGINE_PARTS = ("xllamacpp", "gguf", "numpy")
+
+
+def up(settings: Settings) -> int:
+    """Run the fleet until it is told to end. Returns the exit code: 0, or 1 where it could not serve."""
+    screen = Screen(settings)
+    problem = obstacle(settings)
+    if problem is not None:
+        screen.problem(problem)
+        return CANNOT_START
+    gguf_engine = all(importlib.util.find_spec(part) is not None for part in ENGINE_PARTS)
+    if not gguf_engine and (settings.defaults or settings.models):
+        screen.note(texts(settings.language).no_gguf_engine)
+    fleet = Fleet(settings, programs(settings, gguf_engine=gguf_engine), screen)
+    return asyncio.run(fleet.run())
+
+
+def obstacle(settings: Settings) -> str | None:
+    """Why nothing can be started at all, in one line that says what to do; None where nothing is in the way."""
+    words = texts(settings.language)
+    for path in settings.models:
+        if not path.is_file():
+            return words.no_such_model.format(path=path)
+    for folder in (settings.folders.logs(settings.port), settings.folders.models):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return words.no_folder.format(path=folder, reason=error.strerror)
+    error = _try_port(settings.port)
+    if error is None:
+        return None
+    if error.errno != errno.EADDRINUSE:
+        return words.port_refused.format(port=settings.port, reason=error.strerror)
+    other = next((p for p in range(settings.port + 1, 65536) if _try_port(p) is None), 9000)
+    whose = words.by_kernel if asyncio.run(kernel.is_live(settings.kernel_url)) else ""
+    return words.port_taken.format(port=settings.port, by_whom=whose, other=other)
+
+
+def _try_port(port: int) -> OSError | None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error
+    return None
+
+
+class Fleet:
+    """The processes of one `kuwa up`."""
+
+    def __init__(self, settings: Settings, plan: list[Program], screen: Screen) -> None:
+        self._settings = settings
+        self._plan = plan
+        self._screen = screen
+        self._logs = settings.folders.logs(settings.port)
+        self._supervision = Supervision(plan, time.monotonic())
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._something_happened = asyncio.Event()
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._told_to_end)
+        async with asyncio.TaskGroup() as tasks:
+            looking = tasks.create_task(self._look_for_readiness())
+            await self._supervise(tasks)
+            looking.cancel()
+        self._screen.ended()
+        return CANNOT_START if self._supervision.failed else 0
+
+    async def _supervise(self, tasks: asyncio.TaskGroup) -> None:
+        supervision = self._supervision
+        while True:
+            for action in supervision.step(time.monotonic()):
+                await self._do(action, tasks)
+            for news in supervision.take_news():
+                await self._tell(news)
+            if supervision.finished:
+                return
+            self._screen.starting([] if supervision.stopping else supervision.pending())
+            await self._next_event()
+
+    async def _next_event(self) -> None:
+        at = self._supervision.next_step_at()
+        timeout_s = None if at is None else max(0.0, at - time.monotonic())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._something_happened.wait()
+        self._something_happened.clear()
+
+    def _told_to_end(self) -> None:
+        self._screen.still()
+        if not self._supervision.stopping:
+            self._screen.ending()
+        self._supervision.stop(time.monotonic())
+        self._something_happened.set()
+
+    async def _look_for_readiness(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            awaited = {program.name: program.access_code for program in self._supervision.starting()}
+            if KERNEL in awaited:
+                ready = {KERNEL} if await kernel.is_live(self._settings.kernel_url) else set[str]()
+            elif any(awaited.values()):
+                rows = await kernel.served(self._settings.kernel_url)
+                codes = {row.access_code for row in rows if row.state == "ready"}
+                ready = {name for name, code in awaited.items() if code in codes}
+            else:
+                continue
+            for name in ready:
+                self._supervision.ready(name, time.monotonic())
+                self._something_happened.set()
+
+    async def _do(self, action: Action, tasks: asyncio.TaskGroup) -> None:
+        match action:
+            case Start(program):
+                await self._start(program, tasks)
+            case Terminate(program):
+                with suppress(ProcessLookupError):
+                    self._processes[program.name].terminate()
+            case Kill(program):
+                _kill_group(self._processes[program.name].pid)
+
+    async def _start(self, program: Program, tasks: asyncio.TaskGroup) -> None:
+        try:
+            with _fresh_log(self._log(program)).open("ab") as log:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-u", "-m", "kuwa.fleet.leash", program.module, *program.arguments),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=log,
+                    stderr=asyncio.subprocess.STDOUT,
+                    process_group=0,
+                )
+        except OSError as error:
+            self._screen.problem(f"{program.name}: {error}")
+            self._supervision.exited(program.name, NOT_EXECUTABLE, time.monotonic())
+            self._something_happened.set()
+            return
+        self._processes[program.name] = process
+        tasks.create_task(self._await_end(program, process))
+
+    async def _await_end(self, program: Program, process: asyncio.subprocess.Process) -> None:
+        code = await process.wait()
+        # What it started itself shares its process group, and must not outlive it.
+        _kill_group(process.pid)
+        self._supervision.exited(program.name, code, time.monotonic())
+        self._something_happened.set()
+
+    async def _tell(self, news: News) -> None:
+        match news:
+            case Ready():
+                self._screen.ready(news)
+            case Died():
+                self._screen.died(news, self._log(news.program))
+                if news.program.name == KERNEL and news.again_in_s is None:
+                    self._screen.kernel_lost()
+            case Abandoned():
+                self._screen.abandoned(news)
+            case Settled():
+                self._screen.still()
+                self._screen.served(await self._rows(), self._logs)
+
+    async def _rows(self) -> list[Served]:
+        """What the kernel says is served; then what of ours it does not know (yet, or any more)."""
+        rows = await kernel.served(self._settings.kernel_url)
+        known = {row.access_code for row in rows}
+        missing = [p for p in self._plan if p.kind == "executor" and p.access_code not in known]
+        return rows + [Served(p.access_code, p.executor, self._supervision.phase(p.name), "") for p in missing]
+
+    def _log(self, program: Program) -> Path:
+        return self._logs / f"{program.name.replace('/', '_')}.log"
+
+
+def _fresh_log(path: Path) -> Path:
+    """`path` for a new log; the one of the run before is kept beside it."""
+    if path.exists():
+        path.replace(path.with_name(path.name + ".1"))
+    return path
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)

@@ -1,0 +1,54 @@
+"""The words and lines that `kuwa up` shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+from string import Formatter
+
+import pytest
+
+from kuwa.fleet.kernel import Served
+from kuwa.fleet.screen import curl_line, how, last_lines, suggestion
+from kuwa.fleet.texts import texts
+
+
+def fields(text: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(text) if name}
+
+
+def test_both_languages_fill_the_same_fields() -> None:
+    english, chinese = dataclasses.asdict(texts("en")), dataclasses.asdict(texts("zh-TW"))
+    for name, text in english.items():
+        if isinstance(text, str):
+            assert fields(text) == fields(chinese[name]), name
+    assert english["states"].keys() == chinese["states"].keys()
+
+
+@pytest.mark.parametrize("hello", ["Hello!", "你好！", "it's"])
+def test_the_curl_line_is_one_shell_command_with_a_json_body(hello: str) -> None:
+    words = shlex.split(curl_line("http://127.0.0.1:9000", "welcome", hello))
+    assert words[:3] == ["curl", "-N", "http://127.0.0.1:9000/v1/chat/completions"]
+    body = json.loads(words[words.index("-d") + 1])
+    assert body == {"model": "welcome", "stream": True, "messages": [{"role": "user", "content": hello}]}
+
+
+def test_welcome_is_suggested_where_it_is_ready() -> None:
+    debug, welcome = Served("debug", "debug", "ready", ""), Served("welcome", "llamacpp", "ready", "")
+    assert suggestion([debug, welcome]) == "welcome"
+    assert suggestion([debug, dataclasses.replace(welcome, state="starting")]) == "debug"
+    assert suggestion([]) is None
+
+
+@pytest.mark.parametrize(("code", "text"), [(3, "exit code 3"), (-9, "SIGKILL"), (-200, "signal 200")])
+def test_an_exit_status_is_named(code: int, text: str) -> None:
+    assert how(code) == text
+
+
+def test_the_last_lines_of_a_log_are_its_last_eight_that_hold_anything(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.write_bytes(b"x" * 100_000 + b"\n" + b"".join(b"line %d\n\n" % n for n in range(20)) + b"\xff end")
+    assert last_lines(log) == [*(f"line {n}" for n in range(13, 20)), "\ufffd end"]
+    assert last_lines(tmp_path / "absent") == []
