@@ -1,0 +1,364 @@
+"""Slots and queues: which request runs where, which waits, and which is told that it cannot be served.
+
+`kernel/chat` acquires a slot for each request and releases it; a slot is held by exactly one ticket, and a ticket
+holds at most one slot. What cannot run now waits in the queue of its access code, bounded in count, bytes and age.
+The registry says which replicas are alive, the policy chooses among those with a free slot. Nothing here does I/O
+or calls back: each method returns the tickets that it settled, and its caller calls their `granted`.
+
+A replica that is to get no requests for a while is one whose state in the registry is not `ready`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import islice
+
+from kuwa.kernel.policy import LeastLoaded
+from kuwa.kernel.queue import FairQueue, Ticket, Weights
+from kuwa.kernel.registry import Registry, Replica, State
+from kuwa.wire.errors import KuwaError, ModelNotFound, NoReplica, QueueFull
+
+MAX_WAITING = 512
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+MAX_WAIT_S = 120.0
+RESERVATION_S = 10.0
+MAX_RESERVATIONS = 10_000
+MAX_SEARCHED_CODES = 500
+
+_NOTHING: frozenset[str] = frozenset()
+_WORTH_WAITING: frozenset[State] = frozenset(("ready", "suspect"))
+
+
+@dataclass(slots=True, frozen=True)
+class Limits:
+    """The bounds of one access code's queue; `wait_s` is the longest that a ticket waits in it."""
+
+    waiting: int = MAX_WAITING
+    bytes: int = MAX_WAITING_BYTES
+    wait_s: float = MAX_WAIT_S
+
+
+@dataclass(slots=True)
+class _Reservation:
+    """A slot held for a v1.0 chat that was announced by `schedule`."""
+
+    ticket: Ticket
+    until: float
+
+
+class _Pool:
+    """What one access code has: its live replicas, the order among the free ones, and its queue."""
+
+    __slots__ = ("access_code", "last_turn", "policy", "queue", "replicas")
+
+    def __init__(self, access_code: str, weights: Weights) -> None:
+        self.access_code = access_code
+        self.replicas: dict[Replica, None] = {}
+        self.policy = LeastLoaded()
+        self.queue = FairQueue(weights)
+        self.last_turn = 0
+
+    def worth_waiting(self, excluded: set[str]) -> bool:
+        """Whether a replica other than those `excluded` may have a free slot soon."""
+        return any(r.state in _WORTH_WAITING and r.id not in excluded for r in self.replicas)
+
+    def serve_one(self) -> tuple[Ticket, Replica] | None:
+        """The next ticket that a replica is free for, taken out of the queue, with that replica."""
+        queue = self.queue
+        for ticket in queue.returned:
+            replica = self.policy.choose(ticket.excluded)
+            if replica is not None:
+                queue.remove(ticket)
+                return ticket, replica
+        if queue.waiting:
+            replica = self.policy.choose(_NOTHING)
+            if replica is not None:
+                return queue.pop(), replica
+        return None
+
+
+def equal_weights(principal: str) -> float:
+    """The same share for everyone."""
+    return 1.0
+
+
+class Dispatcher:
+    """Grants slots, keeps the queues, and holds the v1.0 reservations.
+
+    Between calls it holds that no ticket waits while a ready replica that it may use has a free slot.
+    """
+
+    def __init__(
+        self, registry: Registry, *, weights: Weights = equal_weights, limits: Limits | None = None
+    ) -> None:
+        self._registry = registry
+        self._weights = weights
+        self._limits = limits or Limits()
+        self._pools: dict[str, _Pool] = {}
+        self._pools_of: dict[Replica, tuple[_Pool, ...]] = {}
+        self._reservations: dict[tuple[str, tuple[str, str]], _Reservation] = {}
+        self._keyed: dict[Ticket, None] = {}
+        self._turn = 0
+
+    def acquire(self, ticket: Ticket, now: float) -> Replica | None:
+        """A slot for the ticket, or None: it waits, and its `granted` will be called.
+
+        Raises ModelNotFound for an access code that was never served, NoReplica where no replica may take it soon,
+        QueueFull where too many wait.
+        """
+        pool = self._pools.get(ticket.access_code)
+        if pool is None:
+            raise self._unserved(ticket.access_code)
+        if ticket.key is not None:
+            replica = self._claim(ticket, ticket.key)
+            if replica is not None:
+                return replica
+        # Who waits in a line waits because no slot is free: then none is free for this one either.
+        if not pool.queue.waiting:
+            replica = pool.policy.choose(ticket.excluded)
+            if replica is not None:
+                self._grant(ticket, replica)
+                return replica
+        if not pool.worth_waiting(ticket.excluded):
+            raise self._no_replica(pool, ticket.excluded)
+        if not ticket.excluded:
+            self._refuse_overflow(pool, ticket)
+        pool.queue.push(ticket, now)
+        return None
+
+    def release(self, ticket: Ticket, now: float) -> list[Ticket]:
+        """Give the ticket's slot back, if it holds one. Returns the tickets that got a slot by it."""
+        replica = ticket.replica
+        if replica is None:
+            return []
+        ticket.replica = None
+        if ticket.key is not None:
+            self._keyed.pop(ticket, None)
+        return self._free(replica)
+
+    def cancel(self, ticket: Ticket, now: float) -> list[Ticket]:
+        """The request is given up: take the ticket out of the queue, or give its slot back."""
+        if ticket.queued:
+            self._pools[ticket.access_code].queue.remove(ticket)
+            return []
+        return self.release(ticket, now)
+
+    def changed(self, now: float) -> list[Ticket]:
+        """Take in what changed in the registry. Returns the tickets that got a slot or an error by it."""
+        touched: dict[_Pool, None] = {}
+        for replica in self._registry.take_changes():
+            for pool in self._place(replica):
+                touched[pool] = None
+        settled = self._serve(tuple(touched))
+        for pool in touched:
+            settled += self._fail_hopeless(pool)
+            if not pool.replicas:
+                del self._pools[pool.access_code]
+        return settled
+
+    def sweep(self, now: float) -> list[Ticket]:
+        """Let time pass: reservations lapse, tickets that waited too long get an error. Returns those settled."""
+        settled = self._lapse(now)
+        for pool in self._pools.values():
+            if not len(pool.queue):
+                continue
+            for ticket in pool.queue.older_than(now - self._limits.wait_s):
+                pool.queue.remove(ticket)
+                ticket.error = self._waited_too_long(pool, ticket)
+                settled.append(ticket)
+        return settled
+
+    def reserve(self, access_code: str, key: tuple[str, str], now: float) -> bool:
+        """Hold a slot for the chat that will come with `key` (history_id, user_id). False where none is free.
+
+        Repeating it holds the same slot longer. Raises ModelNotFound or NoReplica as `acquire` does.
+        """
+        pool = self._pools.get(access_code)
+        if pool is None:
+            raise self._unserved(access_code)
+        held = self._reservations.pop((access_code, key), None)
+        if held is not None and _usable(held.ticket.replica):
+            held.until = now + RESERVATION_S
+            self._reservations[access_code, key] = held
+            return True
+        if held is not None:
+            self.release(held.ticket, now)  # settles nobody: its replica takes no requests now
+        if not len(pool.queue) and len(self._reservations) < MAX_RESERVATIONS:
+            replica = pool.policy.choose(_NOTHING)
+            if replica is not None:
+                ticket = Ticket(access_code, principal="", key=key)
+                self._grant(ticket, replica)
+                self._reservations[access_code, key] = _Reservation(ticket, now + RESERVATION_S)
+                return True
+        if not pool.worth_waiting(set()):
+            raise self._no_replica(pool, set())
+        return False
+
+    def waiting(self, access_code: str) -> tuple[int, int]:
+        """How many tickets wait for the access code, and their bytes."""
+        pool = self._pools.get(access_code)
+        return (len(pool.queue), pool.queue.bytes) if pool is not None else (0, 0)
+
+    def ahead_of(self, ticket: Ticket) -> int:
+        """How many tickets stand before this one, which must be queued."""
+        return self._pools[ticket.access_code].queue.ahead_of(ticket)
+
+    def reserved(self) -> int:
+        """How many slots are held for chats that have been announced and have not come."""
+        return len(self._reservations)
+
+    def holders(self) -> dict[Replica, tuple[str, str]]:
+        """The (history_id, user_id) of one v1.0 chat that each replica holds a slot for."""
+        return {t.replica: t.key for t in self._keyed if t.replica is not None and t.key is not None}
+
+    def _grant(self, ticket: Ticket, replica: Replica) -> None:
+        ticket.replica = replica
+        replica.running += 1
+        for pool in self._pools_of[replica]:
+            pool.policy.update(replica)
+        if ticket.key is not None:
+            self._keyed[ticket] = None
+
+    def _free(self, replica: Replica) -> list[Ticket]:
+        replica.running -= 1
+        pools = self._pools_of.get(replica, ())
+        anyone = False
+        for pool in pools:
+            pool.policy.update(replica)
+            if pool.queue.waiting or pool.queue.returned:
+                anyone = True
+        return self._serve(pools) if anyone else []
+
+    def _serve(self, pools: tuple[_Pool, ...]) -> list[Ticket]:
+        """Grant what can be granted. Access codes that share a replica take turns at its slots."""
+        granted: list[Ticket] = []
+        progress = True
+        while progress:
+            progress = False
+            for pool in sorted(pools, key=_last_turn):
+                found = pool.serve_one()
+                if found is not None:
+                    self._turn += 1
+                    pool.last_turn = self._turn
+                    self._grant(*found)
+                    granted.append(found[0])
+                    progress = True
+        return granted
+
+    def _claim(self, ticket: Ticket, key: tuple[str, str]) -> Replica | None:
+        """Hand a reserved slot over to its chat. One whose replica is no longer fit is left to lapse."""
+        held = self._reservations.get((ticket.access_code, key))
+        if held is None:
+            return None
+        replica = held.ticket.replica
+        if replica is None or not _usable(replica) or replica.id in ticket.excluded:
+            return None
+        del self._reservations[ticket.access_code, key]
+        held.ticket.replica = None
+        del self._keyed[held.ticket]
+        ticket.replica = replica
+        self._keyed[ticket] = None
+        return replica
+
+    def _lapse(self, now: float) -> list[Ticket]:
+        settled: list[Ticket] = []
+        for name, held in [item for item in self._reservations.items() if item[1].until <= now]:
+            del self._reservations[name]
+            settled += self.release(held.ticket, now)
+        return settled
+
+    def _place(self, replica: Replica) -> dict[_Pool, None]:
+        """Bring the pools in line with the replica's access codes and state. Returns those concerned."""
+        codes = replica.access_codes if replica.alive else ()
+        before = self._pools_of.get(replica, ())
+        pools = tuple(self._pool(code) for code in codes)
+        for pool in before:
+            if pool not in pools:
+                del pool.replicas[replica]
+                pool.policy.discard(replica)
+        for pool in pools:
+            pool.replicas[replica] = None
+            pool.policy.update(replica)
+        if pools:
+            self._pools_of[replica] = pools
+        else:
+            self._pools_of.pop(replica, None)
+        return dict.fromkeys((*before, *pools))
+
+    def _pool(self, access_code: str) -> _Pool:
+        pool = self._pools.get(access_code)
+        if pool is None:
+            pool = self._pools[access_code] = _Pool(access_code, self._weights)
+        return pool
+
+    def _fail_hopeless(self, pool: _Pool) -> list[Ticket]:
+        """Tickets that no live replica will ever take, out of the queue with their error."""
+        alive = {replica.id for replica in pool.replicas}
+        hopeless = [t for t in (pool.queue.returned if alive else pool.queue) if not alive - t.excluded]
+        for ticket in hopeless:
+            pool.queue.remove(ticket)
+            ticket.error = self._no_replica(pool, ticket.excluded)
+        return hopeless
+
+    def _refuse_overflow(self, pool: _Pool, ticket: Ticket) -> None:
+        limits = self._limits
+        queue = pool.queue
+        if queue.waiting >= limits.waiting or queue.bytes + ticket.cost_bytes > limits.bytes:
+            raise QueueFull(
+                f"Too many requests wait for the model {pool.access_code!r} ({len(queue)} requests, "
+                f"{queue.bytes} bytes); try again in a moment, or start another executor for it."
+            )
+
+    def _waited_too_long(self, pool: _Pool, ticket: Ticket) -> KuwaError:
+        if not pool.worth_waiting(ticket.excluded):
+            return self._no_replica(pool, ticket.excluded)
+        return QueueFull(
+            f"The request waited {self._limits.wait_s:g} s for a free slot of the model {pool.access_code!r}; "
+            "try again later, or start another executor for it."
+        )
+
+    def _no_replica(self, pool: _Pool, excluded: set[str]) -> NoReplica:
+        name = repr(pool.access_code)
+        others = [replica for replica in pool.replicas if replica.id not in excluded]
+        if not others and pool.replicas:
+            return NoReplica(f"Every executor of the model {name} failed this request; see the kernel's log.")
+        states = {replica.state for replica in others}
+        if "starting" in states:
+            progress = next((r.note for r in others if r.note), "")
+            return NoReplica(
+                f"The model {name} is still starting{f' ({progress})' if progress else ''}; try again in a moment."
+            )
+        if "draining" in states:
+            return NoReplica(
+                f"The last executor of the model {name} is shutting down and takes no new requests; "
+                "try again in a moment, or start another one."
+            )
+        if "ejected" in states:
+            note = next((r.note for r in others if r.note), "its health check fails")
+            return NoReplica(f"The upstream of the model {name} cannot be reached ({note}); check that server.")
+        return _gone(pool.access_code)
+
+    def _unserved(self, access_code: str) -> KuwaError:
+        if self._registry.first_served(access_code) is not None:
+            return _gone(access_code)
+        codes = list(islice(self._pools, MAX_SEARCHED_CODES))
+        near = [repr(code) for code in get_close_matches(access_code, codes, n=3, cutoff=0.5)]
+        hint = f"Did you mean {' or '.join(near)}?" if near else "GET /v1/models lists those that are served."
+        return ModelNotFound(f"No executor serves the model {access_code!r}. {hint}", param="model")
+
+
+def _gone(access_code: str) -> NoReplica:
+    return NoReplica(
+        f"No executor of the model {access_code!r} is alive any more; start one with "
+        f"`kuwa-executor … --access_code {access_code}`."
+    )
+
+
+def _usable(replica: Replica | None) -> bool:
+    """Whether a slot held there is still worth something."""
+    return replica is not None and replica.state in _WORTH_WAITING
+
+
+def _last_turn(pool: _Pool) -> int:
+    return pool.last_turn
