@@ -6,7 +6,7 @@ A subclass writes `llm_compute` and perhaps the rest. `run()` hands the object t
 from __future__ import annotations
 
 import argparse
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, ClassVar
 
 from kuwa.executor import invocation
@@ -36,8 +36,9 @@ class LLMExecutor:
     """An executor serves one model under one or more access codes.
 
     The object is made once; the command line has been parsed when `super().__init__()` returns (`self.args`, and
-    the general options in `self.settings`). Then `setup()` is called, in a thread, while the executor is already
-    announced as starting. After it `llm_compute` is called once per request, up to `concurrency` at a time.
+    the general options in `self.settings`). `self.environment` is the process's, for what belongs on no command
+    line. Then `setup()` is called, in a thread, while the executor is already announced as starting. After it
+    `llm_compute` is called once per request, up to `concurrency` at a time.
 
     Class attributes a subclass may set:
     - `LLM_name`: the access code where the command line gives none (setting it in `setup`, as of old, works too);
@@ -59,6 +60,7 @@ class LLMExecutor:
 
     def __init__(self) -> None:
         started = invocation.current() or _from_command_line()
+        self.environment: Mapping[str, str] = started.environment
         parser = ExecutorParser(started.prog)
         general_options(parser, started.environment)
         self.extend_arguments(parser)
