@@ -23,7 +23,7 @@ class UnknownTemplate(ValueError):
 
 
 def text_of(message: Message) -> str:
-    """The text of a message whose content is text, null, or a list of parts; parts that are no text are left out."""
+    """The text of a message whose content is text, null or a list of parts; what is no text is left out."""
     content = message.get("content")
     if isinstance(content, str):
         return content
@@ -135,7 +135,7 @@ def rectify_chat_history(history: Sequence[Message]) -> list[Message]:
 
 
 def extract_last_url(history: Sequence[Message]) -> tuple[str | None, list[Message]]:
-    """The last URL that the user gave, and the history from that turn on; None and the whole where there is none."""
+    """The last URL that the user gave, and the history from that turn on; None and all of it without one."""
     for index in reversed(range(len(history))):
         urls = _URL.findall(text_of(history[index])) if history[index].get("role") == "user" else []
         if urls:
