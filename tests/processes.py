@@ -348,20 +348,12 @@ class Stage:
         which is learned from the kernel. With `wait=False` it has only been started.
         """
         port = port or self.port()
-        argv = [
-            sys.executable,
-            "-m",
-            "kuwa.executor.cli",
-            name,
-            *flags,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-        ]
+        # The test's own flags come last: they win.
+        argv = [sys.executable, "-m", "kuwa.executor.cli", name, "--host", "127.0.0.1", "--port", str(port)]
         if access_code is not None:
             argv += ["--access_code", access_code]
         argv += ["--kernel_url", kernel.url + "/"] if kernel is not None else ["--ignore_kernel"]
+        argv += flags
         label = Path(name).stem
         executor = Executor(
             self.process(argv, name=label, env=self.environment(**env)),

@@ -1,0 +1,210 @@
+"""The command lines, letter by letter: what the tutorial prints is what the commands print."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from processes import REPOSITORY, Stage, environment, listens
+
+LIST = """\
+Available model executors:
+
+debug      : [Tool] Debugging executor. It will reflect the last input.
+dummy      : [Tool] Dummy executor. It will reply fixed message regardless of the user prompt.
+geminipro  : [Cloud model] Google Gemini-Pro. Need API key.
+chatgpt    : [Cloud model] OpenAI ChatGPT. Need API key.
+huggingface: [On-premises model] Download and run Huggingface model locally.
+llamacpp   : [On-premises model] Run the GGUF model locally.
+
+Use "kuwa-executor [executor] --help" to get more information.
+"""
+
+DEBUG_HELP = """\
+usage: kuwa-executor debug [-h] [--access_code ACCESS_CODE] [--version VERSION] [--ignore_kernel] [--https]
+                           [--host HOST] [--port PORT] [--executor_path EXECUTOR_PATH] [--kernel_url KERNEL_URL]
+                           [--log {NOTSET,DEBUG,INFO,WARNING,ERROR,CRITICAL}] [--delay DELAY]
+
+LLM model executor, Please make sure your kernel is working before use.
+
+optional arguments:
+  -h, --help            show this help message and exit
+  --delay DELAY         Inter-token delay (default: 0.02)
+
+General Options:
+  --access_code ACCESS_CODE
+                        Access code (default: None)
+  --version VERSION     Version of the executor interface (default: v1.0)
+  --ignore_kernel       Ignore kernel (default: False)
+  --https               Register the executor endpoint with https scheme (default: False)
+  --host HOST           The hostname or IP address that will be stored in Kernel, Make sure the location are
+                        accessible by Kernel (default: None)
+  --port PORT           The port to serve. By choosing None, it'll assign an unused port (default: None)
+  --executor_path EXECUTOR_PATH
+                        The path this model executor is going to use (default: /chat)
+  --kernel_url KERNEL_URL
+                        Base URL of Kernel's executor management API (default: http://127.0.0.1:9000/)
+  --log {NOTSET,DEBUG,INFO,WARNING,ERROR,CRITICAL}
+                        The logging level. (default: INFO)
+"""
+
+CPU_GOAL_S = 0.25
+# A machine shared with a whole test run is slower than the one the goal is stated for.
+CPU_GATE_S = 2 * CPU_GOAL_S
+
+
+def command(program: str, *arguments: str, timeout_s: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run one of the installed commands as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", f"kuwa.{program}.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(**env),
+        cwd=REPOSITORY,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def test_the_list_of_executors_is_the_tutorials() -> None:
+    result = command("executor", "--list")
+    assert result.returncode == 0, result
+    assert result.stdout.strip("\n").splitlines() == LIST.strip("\n").splitlines()
+
+
+def test_the_help_of_debug_begins_with_the_tutorials() -> None:
+    result = command("executor", "debug", "--help", COLUMNS="120")
+    assert result.returncode == 0, result
+    assert result.stdout[: len(DEBUG_HELP)] == DEBUG_HELP
+
+
+@pytest.mark.parametrize("name", ["debug", "dummy", "geminipro", "chatgpt", "huggingface", "llamacpp"])
+def test_every_executor_that_is_listed_shows_its_help(name: str) -> None:
+    result = command("executor", name, "--help", COLUMNS="120")
+    assert result.returncode == 0, result
+    assert result.stdout.startswith(
+        f"usage: kuwa-executor {name} [-h] [--access_code ACCESS_CODE] [--version VERSION]"
+    )
+    assert "\nGeneral Options:\n" in result.stdout
+    assert result.stderr == ""
+
+
+HELP_HOLDS = {
+    "chatgpt": [
+        "--api_key",
+        "--base_url",
+        "--model",
+        "--context_window",
+        "--system_prompt",
+        "--no_system_prompt",
+        "-c",
+    ],
+    "geminipro": ["--api_key", "--model", "--limit", "--system_prompt", "--no_system_prompt", "-c"],
+    "huggingface": [
+        "--model_path",
+        "--visible_gpu",
+        "--system_prompt",
+        "--no_system_prompt",
+        "--limit",
+        "--override_chat_template",
+        "--stop",
+        "--timeout",
+        "--load_8bits",
+        "--trust_remote_code",
+        "--tokenizer",
+        "-c",
+        "--generation_kwargs",
+    ],
+    "llamacpp": [
+        "--model_path",
+        "--visible_gpu",
+        "--ngl",
+        "--limit",
+        "--system_prompt",
+        "--no_system_prompt",
+        "--context_window",
+        "--stop",
+        "--override_chat_template",
+        "-c",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", HELP_HOLDS)
+def test_the_help_holds_every_option_that_the_old_command_had(name: str) -> None:
+    words = command("executor", name, "--help", COLUMNS="120").stdout.replace(",", " ").replace("[", " ").split()
+    assert [option for option in HELP_HOLDS[name] if option not in words] == []
+
+
+@pytest.mark.parametrize("name", ["geminipro", "huggingface"])
+def test_an_executor_that_is_not_built_yet_says_so_and_exits_3(name: str) -> None:
+    result = command("executor", name, "--ignore_kernel")
+    assert result.returncode == 3, result
+    assert name in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_executor_is_named_and_exits_2() -> None:
+    result = command("executor", "debgu")
+    assert result.returncode == 2, result
+    assert "debgu" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_option_is_named_and_exits_2() -> None:
+    result = command("executor", "debug", "--dleay", "3")
+    assert result.returncode == 2, result
+    assert "--dleay" in result.stderr
+
+
+@pytest.mark.parametrize("level", ["debug", "DEBUG", "Debug"])
+def test_the_log_level_is_taken_in_any_case(stage: Stage, level: str) -> None:
+    executor = stage.executor("debug", "--log", level, kernel=None)
+    assert "DEBUG" in executor.process.log.upper()
+
+
+@pytest.mark.parametrize("arguments", [["--list"], ["debug", "--help"]], ids=["list", "debug help"])
+def test_listing_and_help_cost_little_cpu(arguments: list[str]) -> None:
+    costs = [_cpu_s([sys.executable, "-m", "kuwa.executor.cli", *arguments]) for _ in range(5)]
+    median = statistics.median(costs)
+    sys.stdout.write(f"kuwa-executor {' '.join(arguments)}: {median:.3f} s of CPU (median of 5)\n")
+    assert median <= CPU_GATE_S, costs
+
+
+def _cpu_s(argv: list[str]) -> float:
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
+
+
+def test_the_kernel_without_arguments_is_at_port_9000_of_loopback(stage: Stage) -> None:
+    """Where 9000 is taken on this machine, the refusal has to name it instead."""
+    taken = listens(9000)
+    process = stage.process([sys.executable, "-m", "kuwa.kernel.cli"], name="kernel")
+    if taken:
+        assert process.wait() != 0
+        assert "9000" in process.log
+    else:
+        process.wait_for(lambda: listens(9000), "the kernel listened at port 9000")
+        assert "127.0.0.1:9000" in process.log
+
+
+def test_the_kernels_help_holds_its_options() -> None:
+    result = command("kernel", "--help", COLUMNS="120")
+    assert result.returncode == 0, result
+    for option in (
+        "--host",
+        "--port",
+        "--log_level",
+        "--upstream",
+        "--allowed_host",
+        "--insecure_no_auth",
+        "--ca_file",
+    ):
+        assert option in result.stdout
