@@ -1,0 +1,74 @@
+"""How many tokens a request takes, estimated from above, and which old turns go where that is too many.
+
+Used where the oldest turns may be left out; otherwise the provider counts for itself and says so. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from kuwa.executor.prompt import Message, trim_oldest
+from kuwa.wire.errors import ContextLengthExceeded
+
+# Above what the tokenizers of the large providers need: plain English takes 4 to 5 letters a token, code 3;
+# Chinese 1 to 2 tokens a character, which is 3 bytes; an emoji 2 to 3 for its 4 bytes.
+ASCII_PER_TOKEN = 3.0
+OTHER_BYTES_PER_TOKEN = 1.5
+TOKENS_PER_MESSAGE = 6
+TOKENS_PER_MEDIUM = 1600
+# What is kept free for an answer whose length nobody limited.
+ANSWER_PART = 4
+ANSWER_MOST = 1024
+
+
+def text_tokens(text: str) -> int:
+    others = [c for c in text if ord(c) > 127]
+    other_bytes = len("".join(others).encode("utf-8", "replace"))
+    return int((len(text) - len(others)) / ASCII_PER_TOKEN + other_bytes / OTHER_BYTES_PER_TOKEN) + 1
+
+
+def message_tokens(message: Message) -> int:
+    """One message with all that belongs to it: parts, images (a flat estimate each), tool calls."""
+    tokens = TOKENS_PER_MESSAGE
+    for name, value in message.items():
+        if name == "content" and isinstance(value, list):
+            tokens += sum(_part_tokens(part) for part in cast("list[Any]", value))
+        elif isinstance(value, str):
+            tokens += text_tokens(value)
+        elif value is not None:
+            tokens += text_tokens(json.dumps(value, ensure_ascii=False))
+    return tokens
+
+
+def _part_tokens(part: Any) -> int:
+    if not isinstance(part, Mapping):
+        return text_tokens(str(part))
+    text = cast("Mapping[str, Any]", part).get("text")
+    return text_tokens(text) if isinstance(text, str) else TOKENS_PER_MEDIUM
+
+
+def trim(messages: Sequence[Message], window: int, body: Mapping[str, Any]) -> tuple[list[Message], int]:
+    """`messages` without the oldest turns that do not fit into `window` tokens, and how many messages went.
+
+    `body` is the rest of the request: its tools take room, and its token limit is kept free for the answer.
+    Raises ContextLengthExceeded where not even the last turn fits.
+    """
+    room = window - _answer_tokens(window, body)
+    if tools := body.get("tools"):
+        room -= text_tokens(json.dumps(tools, ensure_ascii=False))
+    costs = {id(message): message_tokens(message) for message in messages}
+    trimmed = trim_oldest(messages, lambda kept: sum(costs[id(message)] for message in kept) <= room)
+    if trimmed is None:
+        raise ContextLengthExceeded(
+            f"The last message is too long: about {sum(costs.values())} tokens were sent, and of the context "
+            f"window of {window} tokens {max(room, 0)} are left for them (see --context_window).",
+            param="messages",
+        )
+    return trimmed
+
+
+def _answer_tokens(window: int, body: Mapping[str, Any]) -> int:
+    asked = body.get("max_completion_tokens") or body.get("max_tokens")
+    return asked if isinstance(asked, int) else min(window // ANSWER_PART, ANSWER_MOST)

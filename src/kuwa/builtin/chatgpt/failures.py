@@ -1,0 +1,153 @@
+"""What a provider's refusals and breakdowns become for the client: one of `kuwa.wire.errors`, saying what to do.
+
+Pure: `upstream` hands in the facts of the failure (status, headers, body) and raises what comes back. The
+provider's own words are passed on, but never a key that they repeat.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, cast
+from urllib.parse import urlsplit, urlunsplit
+
+from kuwa.wire.errors import (
+    BadUpstream,
+    ContextLengthExceeded,
+    InvalidApiKey,
+    InvalidRequest,
+    KuwaError,
+    ModelNotFound,
+    PermissionDenied,
+    RateLimited,
+    RequestTooLarge,
+    UpstreamTimeout,
+)
+
+MAX_WORDS = 2000
+MAX_RETRY_AFTER_S = 3600
+# Shorter "keys" are placeholders for servers that ask for none; taking them out would garble the text.
+MIN_SECRET = 4
+# Providers show a refused key with its middle starred out; the ends of it are still nobody's business.
+_STARRED = re.compile(r"\S*\*{3,}\S*")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who answered, and with which key it was asked: what an error has to name."""
+
+    base_url: str
+    model: str
+    key: str = field(repr=False)
+    key_source: str
+
+    @property
+    def place(self) -> str:
+        """The base URL without the user name and password that it may hold."""
+        parts = urlsplit(self.base_url)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+    @property
+    def url_hint(self) -> str:
+        if urlsplit(self.base_url).path.strip("/"):
+            return ""
+        return " --base_url names no path; most servers want it to end in /v1."
+
+    def quote(self, words: str) -> str:
+        """The provider's own words, bounded, without the key."""
+        if len(self.key) >= MIN_SECRET:
+            words = words.replace(self.key, "***")
+        return _STARRED.sub("***", words)[:MAX_WORDS]
+
+
+def refusal(
+    status: int, headers: Mapping[str, str], body: object, origin: Origin, *, now: datetime | None = None
+) -> KuwaError:
+    """The error for an answer of `status` with the decoded JSON (or the text) `body`. `now` is the wall clock."""
+    error = _error_object(body)
+    said = origin.quote(_message(error, body))
+    answered = f"{origin.place} answered {status}: {said or 'nothing that explains it.'}"
+    param = error.get("param")
+    param = param if isinstance(param, str) else None
+    match status:
+        case 401:
+            return InvalidApiKey(
+                f"{answered} (The key came from {origin.key_source}; is it right for this server?)"
+            )
+        case 403:
+            return PermissionDenied(f"{answered} (The key came from {origin.key_source}.)")
+        case 404:
+            return ModelNotFound(
+                f"{answered} (Asked for the model {origin.model!r}; see --model.){origin.url_hint}"
+            )
+        case 408 | 504:
+            return UpstreamTimeout(answered)
+        case 413:
+            return RequestTooLarge(answered)
+        case 429:
+            return RateLimited(answered, retry_after_s=retry_after_s(headers.get("retry-after", ""), now))
+        case _ if 400 <= status < 500:
+            if error.get("code") == "context_length_exceeded":
+                return ContextLengthExceeded(said, param=param)
+            return InvalidRequest(said or answered, param=param)
+        case _:
+            return BadUpstream(answered)
+
+
+def broken_event(error: object, origin: Origin) -> KuwaError:
+    """The error for an error object that the provider sent inside its stream."""
+    return BadUpstream(f"{origin.place} broke off its answer: {origin.quote(_message(_mapping(error), error))}")
+
+
+def not_a_stream(content_type: str, origin: Origin) -> KuwaError:
+    return BadUpstream(
+        f"{origin.place} answered with {content_type or 'no content type'} instead of an event stream; "
+        f"is --base_url the base of an OpenAI-compatible API?{origin.url_hint}"
+    )
+
+
+def unreachable(reason: str, origin: Origin) -> KuwaError:
+    return BadUpstream(
+        f"{origin.place} cannot be reached ({origin.quote(reason)}). Check --base_url and that its server runs."
+    )
+
+
+def retry_after_s(value: str, now: datetime | None = None) -> int:
+    """The header's seconds or date as whole seconds from `now`, within 1 second and an hour; 1 if unreadable."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = _seconds_until(value, now or datetime.now(UTC))
+    if not math.isfinite(seconds):
+        return 1
+    return min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S)
+
+
+def _seconds_until(date: str, now: datetime) -> float:
+    try:
+        return (parsedate_to_datetime(date) - now).total_seconds()
+    except (ValueError, TypeError):
+        return 1.0
+
+
+def _error_object(body: object) -> Mapping[str, Any]:
+    """`{"error": {…}}` is OpenAI's shape; some servers send the inner object alone."""
+    outer = _mapping(body)
+    return _mapping(outer.get("error")) or outer
+
+
+def _message(error: Mapping[str, Any], body: object) -> str:
+    for value in (error.get("message"), error.get("error"), error.get("detail")):
+        if isinstance(value, str) and value:
+            return value
+    if isinstance(body, str):
+        return "a web page, no API's answer." if body.lstrip().startswith("<") else body.strip()
+    return ""
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
