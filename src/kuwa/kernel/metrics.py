@@ -1,0 +1,205 @@
+"""What the kernel counts, and how /metrics shows it.
+
+`kernel/chat` adds to plain numbers on the request's way, one `Tally` per access code; only a scrape turns them
+into Prometheus' text, together with what registry and dispatcher know at that moment.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from kuwa.kernel.dispatcher import Dispatcher
+from kuwa.kernel.registry import STATES, UNLIMITED, Registry
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+LATENCY_BUCKETS_S = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+)
+MAX_TALLIES = 1000
+UNKNOWN = ""
+OTHERS = "(others)"
+
+
+class Histogram:
+    """Seconds, counted into buckets of fixed bounds."""
+
+    __slots__ = ("_counts", "_total")
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(LATENCY_BUCKETS_S) + 1)
+        self._total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
+        self._total += seconds
+
+    def cumulative(self) -> tuple[list[tuple[str, float]], float]:
+        """Prometheus' buckets (upper bound, count up to it), and the sum of all observations."""
+        buckets: list[tuple[str, float]] = []
+        count = 0
+        for bound, here in zip((*map(str, LATENCY_BUCKETS_S), "+Inf"), self._counts, strict=True):
+            count += here
+            buckets.append((bound, count))
+        return buckets, self._total
+
+
+class Tally:
+    """The counts of one access code. `outcomes` is keyed by `ok`, `cancelled` or the code of a KuwaError."""
+
+    __slots__ = (
+        "completion_tokens",
+        "outcomes",
+        "prompt_tokens",
+        "queue_wait",
+        "request_time",
+        "retries",
+        "time_to_first_token",
+    )
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.request_time = Histogram()
+        self.time_to_first_token = Histogram()
+        self.queue_wait = Histogram()
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.retries = 0
+
+
+class Metrics:
+    """The tallies by access code. `resumes` counts by outcome over all of them."""
+
+    def __init__(self) -> None:
+        self._tallies: dict[str, Tally] = {}
+        self.resumes: Counter[str] = Counter()
+
+    def of(self, access_code: str) -> Tally:
+        """The tally of an access code that is or was served; use `UNKNOWN` for a request that named none such.
+
+        Beyond a bound new codes share one tally, so that no client can fill the memory with names.
+        """
+        tally = self._tallies.get(access_code)
+        if tally is None:
+            name = access_code if len(self._tallies) < MAX_TALLIES else OTHERS
+            tally = self._tallies.setdefault(name, Tally())
+        return tally
+
+    def items(self) -> Iterable[tuple[str, Tally]]:
+        return self._tallies.items()
+
+
+class Collector:
+    """Gives the kernel's numbers to prometheus_client, one scrape at a time."""
+
+    def __init__(self, metrics: Metrics, registry: Registry, dispatcher: Dispatcher) -> None:
+        self._metrics = metrics
+        self._registry = registry
+        self._dispatcher = dispatcher
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._counters()
+        yield from self._histograms()
+        yield from self._gauges()
+
+    def _counters(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily
+
+        requests = CounterMetricFamily(
+            "kuwa_requests", "Requests ended, by how they ended.", labels=("access_code", "outcome")
+        )
+        tokens = CounterMetricFamily(
+            "kuwa_tokens", "Tokens as the executors counted them.", labels=("access_code", "kind")
+        )
+        retries = CounterMetricFamily(
+            "kuwa_retries", "Requests sent to another replica after one failed.", labels=("access_code",)
+        )
+        resumes = CounterMetricFamily(
+            "kuwa_resumes", "Streams that lost their replica midway, by what became of them.", labels=("outcome",)
+        )
+        for code, tally in self._metrics.items():
+            for outcome, count in tally.outcomes.items():
+                requests.add_metric((code, outcome), count)
+            tokens.add_metric((code, "prompt"), tally.prompt_tokens)
+            tokens.add_metric((code, "completion"), tally.completion_tokens)
+            retries.add_metric((code,), tally.retries)
+        for outcome, count in self._metrics.resumes.items():
+            resumes.add_metric((outcome,), count)
+        yield from (requests, tokens, retries, resumes)
+
+    def _histograms(self) -> Iterator[Metric]:
+        from prometheus_client.core import HistogramMetricFamily
+
+        labels = ("access_code",)
+        whole = HistogramMetricFamily("kuwa_request_seconds", "From a request's head to its end.", labels=labels)
+        first = HistogramMetricFamily(
+            "kuwa_time_to_first_token_seconds", "From a request's head to its first content.", labels=labels
+        )
+        wait = HistogramMetricFamily("kuwa_queue_wait_seconds", "Time spent waiting for a slot.", labels=labels)
+        for code, tally in self._metrics.items():
+            for family, histogram in (
+                (whole, tally.request_time),
+                (first, tally.time_to_first_token),
+                (wait, tally.queue_wait),
+            ):
+                buckets, total = histogram.cumulative()
+                family.add_metric((code,), buckets, total)
+        yield from (whole, first, wait)
+
+    def _gauges(self) -> Iterator[Metric]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        alive = [replica for replica in self._registry.all_replicas() if replica.alive]
+        depth = GaugeMetricFamily("kuwa_queue_depth", "Requests that wait for a slot.", labels=("access_code",))
+        for code in sorted({code for replica in alive for code in replica.access_codes}):
+            depth.add_metric((code,), self._dispatcher.waiting(code)[0])
+        slots = GaugeMetricFamily(
+            "kuwa_slots", "Slots of the live replicas; those without a limit have no free ones.", labels=("state",)
+        )
+        reserved = self._dispatcher.reserved()
+        held = sum(replica.running for replica in alive)
+        slots.add_metric(("used",), max(0, held - reserved))
+        slots.add_metric(("reserved",), reserved)
+        slots.add_metric(("free",), sum(max(0, r.slots - r.running) for r in alive if r.slots < UNLIMITED))
+        replicas = GaugeMetricFamily("kuwa_replicas", "Executors known, by state.", labels=("state",))
+        states = Counter(replica.state for replica in self._registry.all_replicas())
+        for state in STATES:
+            replicas.add_metric((state,), states[state])
+        yield from (depth, slots, replicas)
+
+
+class Exposition:
+    """The body of /metrics: the kernel's own numbers and those of its process."""
+
+    def __init__(self, collector: Collector) -> None:
+        from prometheus_client import CollectorRegistry, ProcessCollector
+
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(collector)
+        ProcessCollector(registry=self._registry)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The text in the format that the scraper's Accept header asks for, and its content type."""
+        from prometheus_client.exposition import choose_encoder
+
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
