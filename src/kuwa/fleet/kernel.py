@@ -22,7 +22,7 @@ class Served:
 
 
 class _Replica(msgspec.Struct, frozen=True):
-    access_code: str
+    access_codes: list[str]
     state: str
     endpoint: str
     executor: str = ""
@@ -55,4 +55,4 @@ async def served(kernel_url: str) -> list[Served]:
         report = _decode(response.body)
     except (KuwaError, msgspec.MsgspecError):
         return []
-    return [Served(r.access_code, r.executor, r.state, r.endpoint) for r in report.replicas]
+    return [Served(code, r.executor, r.state, r.endpoint) for r in report.replicas for code in r.access_codes]
