@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 from kuwa.fleet.config import Settings
 from kuwa.fleet.kernel import Served
@@ -31,7 +33,9 @@ class Screen:
 
         self._settings = settings
         self._texts = texts(settings.language)
-        self._console: Console = Console(highlight=False, markup=False, soft_wrap=True)
+        self._console: Console = Console(
+            file=cast(TextIO, _Output(sys.stdout)), highlight=False, markup=False, soft_wrap=True
+        )
         self._progress: Status | None = None
 
     def problem(self, text: str) -> None:
@@ -66,12 +70,14 @@ class Screen:
         )
 
     def died(self, news: Died, log: Path) -> None:
-        """The death, what follows from it, and the end of the log: the reason nearly always stands there."""
+        """The death, what follows from it, and (once) the end of the log: there stands why."""
         died = self._texts.died.format(name=news.program.name, how=how(news.code))
         if news.again_in_s is None:
             self.problem(f"{died}; {self._texts.given_up}")
         else:
             self.note(f"{died}; {self._texts.again.format(again_in_s=news.again_in_s)}")
+        if news.again:
+            return
         lines = last_lines(log)
         self._console.print("  " + (self._texts.last_lines if lines else self._texts.empty_log).format(log=log))
         for line in lines:
@@ -110,6 +116,25 @@ class Screen:
 
     def ended(self) -> None:
         self._console.print(self._texts.ended)
+
+
+class _Output:
+    """Standard output, but that a terminal or pipe which has gone away is no reason to stop serving."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding
+        self.isatty = stream.isatty
+        self.fileno = stream.fileno
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def suggestion(rows: Sequence[Served]) -> str | None:

@@ -57,11 +57,13 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """`code` is the exit status, negative for a signal. `again_in_s` is None where it was given up."""
+    """`code` is the exit status, negative for a signal. `again_in_s` is None where it was given up. `again`: it
+    has died quickly before, so this is likely the same story."""
 
     program: Program
     code: int
     again_in_s: float | None
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +197,7 @@ class Supervision:
             return
         pause_s = min(FIRST_PAUSE_S * 2 ** (course.quick_deaths - 1), LONGEST_PAUSE_S)
         course.phase, course.until = "pausing", now + pause_s
-        self._news.append(Died(course.program, code, pause_s))
+        self._news.append(Died(course.program, code, pause_s, again=course.quick_deaths > 1))
 
     def _start(self, now: float) -> list[Action]:
         actions: list[Action] = []

@@ -201,11 +201,14 @@ class Fleet:
                 self._screen.served(await self._rows(), self._logs)
 
     async def _rows(self) -> list[Served]:
-        """What the kernel says is served; then what of ours it does not know (yet, or any more)."""
+        """What the kernel says is served, and what of ours it does not know (yet, or any more); ours first."""
         rows = await kernel.served(self._settings.kernel_url)
         known = {row.access_code for row in rows}
-        missing = [p for p in self._plan if p.kind == "executor" and p.access_code not in known]
-        return rows + [Served(p.access_code, p.executor, self._supervision.phase(p.name), "") for p in missing]
+        ours = [program for program in self._plan if program.kind == "executor"]
+        missing = [program for program in ours if program.access_code not in known]
+        rows += [Served(p.access_code, p.executor, self._supervision.phase(p.name), "") for p in missing]
+        order = {program.access_code: position for position, program in enumerate(ours)}
+        return sorted(rows, key=lambda row: order.get(row.access_code, len(order)))
 
     def _log(self, program: Program) -> Path:
         return self._logs / f"{program.name.replace('/', '_')}.log"
