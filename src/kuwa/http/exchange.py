@@ -18,9 +18,7 @@ JSON_HEADERS: tuple[HeaderPair, ...] = ((b"content-type", b"application/json"),)
 Handler = Callable[["Exchange"], None]
 
 _NO_BODY_STATUS = frozenset({204, 304})
-_STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
-}
+_STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
 
 
 class Source(Protocol):
@@ -207,16 +205,16 @@ class Exchange:
             self._head_bytes = b""
         self._connection.write(frames)
 
-    def end(self) -> None:
-        """The streamed response is complete."""
-        if not self.gone:
-            self.write_framed(b"0\r\n\r\n" if self._chunked and self.head.method != "HEAD" else b"")
-            self._finish()
-
-    def end_framed(self) -> None:
-        """The streamed response is complete and its framing has been ended by `write_framed`."""
-        if not self.gone:
-            self._finish()
+    def end(self, data: bytes = b"") -> None:
+        """The streamed response is complete, with `data` as its last piece."""
+        if self.gone:
+            return
+        if self.head.method == "HEAD":
+            data = b""
+        elif self._chunked:
+            data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
+        self.write_framed(data)
+        self._finish()
 
     def fail(self, error: KuwaError, headers: Iterable[HeaderPair] = ()) -> None:
         """Answer with `error`: as a whole response, or as the closing events of a stream that has begun."""

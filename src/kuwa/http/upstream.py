@@ -93,6 +93,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_head",
         "_left",
         "_no_body",
+        "_paused",
         "_pool",
         "_transport",
         "origin",
@@ -110,6 +111,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._left = 0
         self._chunks: ChunkDecoder | None = None
         self._no_body = False
+        self._paused = False
         self.origin = origin
         self.reused = False
         self.received = False
@@ -125,17 +127,30 @@ class UpstreamConnection(asyncio.Protocol):
         self.since = self._pool.now
         self._transport.write(request)
 
+    def cancel(self, handler: ResponseHandler) -> None:
+        """`handler` wants no more of its response: cut the connection if it still carries it."""
+        if self._handler is handler:
+            self.abandon()
+
     def abandon(self) -> None:
-        """Nobody wants the rest of the response: cut the connection, tell the handler nothing."""
+        """Cut the connection, telling nobody."""
         self._handler = None
         self._transport.abort()
 
+    @property
+    def paused(self) -> bool:
+        """Whether reading waits for somebody slower than the upstream."""
+        return self._paused
+
     def pause(self) -> None:
-        if not self._transport.is_closing():
+        if not self._paused and not self._transport.is_closing():
+            self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        if not self._transport.is_closing():
+        if self._paused and not self._transport.is_closing():
+            self._paused = False
+            self.since = self._pool.now
             self._transport.resume_reading()
 
     # ---- asyncio.Protocol ----------------------------------------------------------------------------------
@@ -234,6 +249,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _end(self) -> None:
         """The response is complete: back to the pool, or closed."""
         self._handler = None
+        self.resume()
         if cast("ResponseHead", self._head).keep_alive and not self._transport.is_closing():
             self._pool.give_back(self)
         else:

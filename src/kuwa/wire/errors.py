@@ -14,9 +14,9 @@ import msgspec
 class KuwaError(Exception):
     """An error for the person who reads it: what happened, which part, what to do next."""
 
-    status: ClassVar[int] = 500
-    type: ClassVar[str] = "server_error"
-    code: ClassVar[str] = "internal_error"
+    status: int = 500
+    type: str = "server_error"
+    code: str = "internal_error"
     retryable: ClassVar[bool] = False
     retry_after_s: int | None = None
 

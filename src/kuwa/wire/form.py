@@ -38,9 +38,7 @@ def parse_form(body: bytes) -> dict[str, str]:
         return {}
     try:
         text = body.decode("ascii")
-        pairs = parse_qsl(
-            text, keep_blank_values=True, strict_parsing=True, max_num_fields=MAX_FIELDS, errors="strict"
-        )
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, max_num_fields=MAX_FIELDS, errors="strict")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The form is not urlencoded UTF-8: {error.reason}.") from error
     except ValueError as error:

@@ -1,0 +1,132 @@
+"""The chat routes of the v1.0 wire: `/v1.0/chat/completions` and `/v1.0/chat/abort`.
+
+A form comes in, raw text goes out. Our executors get the OpenAI dialect with the whole form beside it (`kuwa`);
+executors of the old wire get the form as it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from kuwa.http.exchange import Exchange, HeaderPair
+from kuwa.kernel.api.openai import FORM, JSON, forwarded_headers, principal_of, request_headers
+from kuwa.kernel.chat import Chat, ChatRequest, Outgoing
+from kuwa.kernel.registry import Replica
+from kuwa.kernel.relay import Clock, Relay, TranslatingRelay
+from kuwa.kernel.translate import PlainText, TextFromEvents, body_for_upstream
+from kuwa.wire import form as form_wire
+from kuwa.wire.errors import ContextLengthExceeded, KuwaError
+from kuwa.wire.names import RequestIds
+
+TEXT: tuple[HeaderPair, ...] = ((b"content-type", b"text/plain; charset=utf-8"),)
+
+
+class FormDialect:
+    """How requests of the v1.0 wire go to replicas, and how their answers come back."""
+
+    def outgoing(self, request: ChatRequest, replica: Replica) -> Outgoing:
+        if replica.wire == "openai":
+            body = request.body if replica.source != "upstream" else body_for_upstream(request.body, replica.model)
+            return Outgoing(replica.base_url + request.route, JSON, body)
+        return Outgoing(replica.endpoint, FORM, form_wire.encode_form(request.form or {}))
+
+    def relay(self, exchange: Exchange, request: ChatRequest, replica: Replica, clock: Clock) -> Relay:
+        translator = TextFromEvents() if replica.wire == "openai" else PlainText()
+        return TranslatingRelay(exchange, (*request.reply_headers, *TEXT), clock, translator)
+
+    def fail(self, exchange: Exchange, request: ChatRequest, error: KuwaError) -> None:
+        """The real status with the error's text; in a stream that has begun, the text that old front ends know."""
+        if exchange.gone or exchange.ended:
+            return
+        if exchange.started:
+            exchange.end(form_wire.ERROR_TEXT.encode())
+            return
+        refuse(exchange, error, request.reply_headers)
+
+    def aborted(self, exchange: Exchange, request: ChatRequest) -> None:
+        if exchange.gone or exchange.ended:
+            return
+        if exchange.started:
+            exchange.end()
+        else:
+            exchange.respond(200, b"", (*request.reply_headers, *TEXT))
+
+
+class FormChatRoutes:
+    """The hot handlers of the v1.0 wire's chat."""
+
+    def __init__(self, chat: Chat, ids: RequestIds) -> None:
+        self._chat = chat
+        self._ids = ids
+        self._dialect = FormDialect()
+        self.handlers: dict[str, Callable[[Exchange], None]] = {
+            "/v1.0/chat/completions": self.chat_completions,
+            "/v1.0/chat/abort": self.abort,
+        }
+
+    def chat_completions(self, exchange: Exchange) -> None:
+        request_id = self._ids.draw()
+        reply_headers = request_headers(exchange, request_id)
+        try:
+            form = form_wire.parse_form(exchange.body)
+            name, text = form_wire.required(form, "name", "input")
+            messages = form_wire.parse_history(text)
+        except KuwaError as error:
+            refuse(exchange, error, reply_headers)
+            return
+        user = form.get("user_id")
+        key = (form["history_id"], user or "") if form.get("history_id") else None
+        language = (exchange.headers.get(b"accept-language") or b"").decode("latin-1")
+        request = ChatRequest(
+            id=request_id,
+            dialect=self._dialect,
+            access_code=name,
+            principal=principal_of(exchange, user),
+            route="/chat/completions",
+            body=_openai_body(name, messages, form, language),
+            forwarded=forwarded_headers(exchange),
+            reply_headers=reply_headers,
+            key=key,
+            form=form,
+        )
+        self._chat.serve(exchange, request)
+
+    def abort(self, exchange: Exchange) -> None:
+        """`history_id` is a JSON list of integers, refused with 400 if it is anything else."""
+        try:
+            form = form_wire.parse_form(exchange.body)
+            (history_ids,) = form_wire.required(form, "history_id")
+            ids = form_wire.parse_history_ids(history_ids)
+        except KuwaError as error:
+            refuse(exchange, error, ())
+            return
+        user = form.get("user_id", "")
+        self._chat.abort({(str(history_id), user) for history_id in ids})
+        exchange.respond(200, b"Success", TEXT)
+
+
+def refuse(exchange: Exchange, error: KuwaError, headers: tuple[HeaderPair, ...]) -> None:
+    """Answer with the error's status and its text, as the v1.0 wire has it."""
+    text = error.message
+    if isinstance(error, ContextLengthExceeded):
+        text = form_wire.TOO_LONG_TEXT
+    retry: tuple[HeaderPair, ...] = ()
+    if error.retry_after_s is not None:
+        retry = ((b"retry-after", b"%d" % error.retry_after_s),)
+    exchange.respond(error.status, text.encode("utf-8", "replace"), (*headers, *retry, *TEXT))
+
+
+def _openai_body(name: str, messages: list[dict[str, Any]], form: dict[str, str], language: str) -> bytes:
+    extension = {"form": form, "trim_history": True, "language": language}
+    return msgspec.json.encode(
+        {
+            "model": name,
+            "messages": messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "kuwa": extension,
+        }
+    )

@@ -1,0 +1,127 @@
+"""The routes that say how the kernel is and what it serves: health, metrics, the OpenAI model list, the front page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from kuwa import __version__
+from kuwa.kernel.api import page
+from kuwa.kernel.api.page import Cell
+from kuwa.kernel.dispatcher import Dispatcher
+from kuwa.kernel.metrics import Exposition
+from kuwa.kernel.registry import Registry
+from kuwa.wire.errors import Draining, KuwaError, NotFound
+
+RequestStatus = Callable[[str], dict[str, Any] | None]
+
+
+class StatusApi:
+    """`clock_offset` turns monotonic seconds into seconds since the epoch; `request_status` is the chat's own."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        dispatcher: Dispatcher,
+        exposition: Exposition,
+        *,
+        request_status: RequestStatus,
+        draining: Callable[[], bool],
+        clock_offset: float,
+    ) -> None:
+        self._registry = registry
+        self._dispatcher = dispatcher
+        self._exposition = exposition
+        self._request_status = request_status
+        self._draining = draining
+        self._clock_offset = clock_offset
+
+    async def health(self, request: Request) -> Response:
+        del request
+        return _json({"status": "draining" if self._draining() else "ok", "version": __version__})
+
+    async def live(self, request: Request) -> Response:
+        del request
+        return _json({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        del request
+        if self._draining():
+            raise Draining("This kernel is stopping and takes no new requests.")
+        return _json({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        body, content_type = self._exposition.render(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
+
+    async def models(self, request: Request) -> Response:
+        del request
+        return _json({"object": "list", "data": [self._model(code) for code in self._registry.codes()]})
+
+    async def model(self, request: Request) -> Response:
+        code = request.path_params["id"]
+        if code not in self._registry.codes():
+            raise self._not_served(code)
+        return _json(self._model(code))
+
+    async def request(self, request: Request) -> Response:
+        request_id = request.path_params["id"]
+        status = self._request_status(request_id)
+        if status is None:
+            raise NotFound(f"No request {request_id[:100]!r} is queued or running; it may have ended.")
+        return _json(status)
+
+    async def front(self, request: Request) -> Response:
+        """A page that says what is served and how to ask it something."""
+        codes = self._registry.codes()
+        base = f"{request.url.scheme}://{request.url.netloc}"
+        body = [f'<p class="dim">Kuwa {escape(__version__)}, one front door for every model.</p>']
+        if codes:
+            body.append("<h2>Models</h2>")
+            body.append(page.table((("Access code", ""), ("Executors", "n")), map(self._front_row, codes)))
+            body.append(f"<h2>Ask one</h2><pre>{escape(curl_line(base, codes[0]))}</pre>")
+        else:
+            body.append("<p>No model is served yet. Start one:</p><pre>kuwa-executor debug</pre>")
+        body.append(
+            f"<p>Base URL for OpenAI clients: <code>{escape(base)}/v1</code></p>"
+            '<p><a href="/v1.0/worker/debug">Executors and their state</a> · <a href="/v1/models">Models as JSON</a>'
+            ' · <a href="/metrics">Metrics</a></p>'
+        )
+        return page.respond("Kuwa", "".join(body))
+
+    def _front_row(self, code: str) -> list[Cell]:
+        return [Cell(code, "m"), Cell(len(self._registry.replicas(code)), "n")]
+
+    def _model(self, code: str) -> dict[str, Any]:
+        replicas = self._registry.replicas(code)
+        first_served = self._registry.first_served(code) or 0.0
+        model: dict[str, Any] = {
+            "id": code,
+            "object": "model",
+            "created": int(first_served + self._clock_offset),
+            "owned_by": "kuwa",
+        }
+        # A request may go to any of them, so what all of them take is what can be promised.
+        lengths = [replica.context_length for replica in replicas if replica.context_length > 0]
+        if lengths:
+            model["max_model_len"] = min(lengths)
+        return model
+
+    def _not_served(self, code: str) -> KuwaError:
+        return self._dispatcher.not_served(code)
+
+
+def curl_line(base: str, code: str) -> str:
+    """A command that streams an answer of `code`, ready to be pasted into a shell."""
+    request = {"model": code, "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
+    body = msgspec.json.encode(request).decode().replace("'", "'\\''")
+    return f"curl -N {base}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -1,0 +1,395 @@
+"""The story of one request: admit, acquire a slot, relay, account. Read this file first.
+
+A dialect (`kernel/api`) has made an exchange into a `ChatRequest`; `Chat.serve` starts its story. Slot release,
+cancel, failover and accounting each live here and nowhere else. The story is driven by hand (`story`), so its
+awaits are signals: a slot granted, a connection made, an attempt ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from kuwa.http.client import fetch
+from kuwa.http.exchange import Exchange, HeaderPair
+from kuwa.http.upstream import Origin, UpstreamConnection, UpstreamPool
+from kuwa.kernel.dispatcher import Dispatcher
+from kuwa.kernel.metrics import UNKNOWN, Metrics
+from kuwa.kernel.queue import Ticket
+from kuwa.kernel.registry import Replica
+from kuwa.kernel.relay import Clock, Outcome, Relay
+from kuwa.kernel.story import Signal, Story
+from kuwa.kernel.translate import error_from_answer
+from kuwa.wire.errors import (
+    ClientGone,
+    Draining,
+    InternalError,
+    KuwaError,
+    ModelNotFound,
+    NoReplica,
+    UpstreamTimeout,
+)
+
+log = logging.getLogger("kuwa.kernel.chat")
+
+MAX_ATTEMPTS = 3
+FIRST_CONTENT_S = 120.0
+IDLE_S = 30.0
+TOTAL_S = 3600.0
+ABORT_TIMEOUT_S = 2.0
+MAX_ROUTES = 10_000
+
+
+class Aborted(Exception):
+    """Somebody with the right to do so ended this request; what was delivered stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request as a replica is to get it: the URL, its content type, and the body."""
+
+    url: str
+    content_type: bytes
+    body: bytes
+
+
+class Dialect(Protocol):
+    """What differs between the client dialects. Implemented in `kernel/api`."""
+
+    def outgoing(self, request: ChatRequest, replica: Replica) -> Outgoing:
+        """The request in the replica's wire. Raises Unsupported for what that wire cannot carry."""
+        ...
+
+    def relay(self, exchange: Exchange, request: ChatRequest, replica: Replica, clock: Clock) -> Relay: ...
+    def fail(self, exchange: Exchange, request: ChatRequest, error: KuwaError) -> None: ...
+    def aborted(self, exchange: Exchange, request: ChatRequest) -> None:
+        """Close the client's response after an abort, keeping what was delivered."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class ChatRequest:
+    """One request, whichever dialect it came in.
+
+    `body` is the OpenAI body that an executor gets; `route` the path under its base URL. `forwarded` are the
+    client's headers that travel on, `reply_headers` those of every answer. `key` is the v1.0 pair
+    (history_id, user_id), `form` the v1.0 form as it came. `whole`: the replica's answer is one piece.
+    """
+
+    id: str
+    dialect: Dialect
+    access_code: str
+    principal: str
+    route: str
+    body: bytes
+    whole: bool = False
+    include_usage: bool = False
+    forwarded: tuple[HeaderPair, ...] = ()
+    reply_headers: tuple[HeaderPair, ...] = ()
+    key: tuple[str, str] | None = None
+    form: dict[str, str] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A request under way. `replica` and `relay` are those of the current attempt."""
+
+    request: ChatRequest
+    exchange: Exchange
+    ticket: Ticket
+    started_at: float
+    story: Story | None = None
+    replica: Replica | None = None
+    connection: UpstreamConnection | None = None
+    relay: Relay | None = None
+    queue_s: float = 0.0
+    attempts: int = 0
+    lost: list[str] = field(default_factory=list[str])
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes on its replica: the origin, and the request's head up to what differs each time."""
+
+    origin: Origin
+    head: bytes
+
+
+class Chat:
+    """Serves every request that a model answers, of every dialect."""
+
+    def __init__(self, *, dispatcher: Dispatcher, pool: UpstreamPool, metrics: Metrics, clock: Clock) -> None:
+        self._dispatcher = dispatcher
+        self._pool = pool
+        self._metrics = metrics
+        self._clock = clock
+        self._calls: dict[str, Call] = {}
+        self._routes: dict[tuple[str, bytes, bytes], Route] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.draining = False
+
+    def serve(self, exchange: Exchange, request: ChatRequest) -> None:
+        """Start the story of `request`; it answers through `exchange`."""
+        ticket = Ticket(request.access_code, request.principal, len(request.body), request.key)
+        call = Call(request, exchange, ticket, self._clock.time())
+        call.story = story = Story(self._story(call))
+        self._calls[request.id] = call
+        exchange.on_gone = lambda: story.interrupt(ClientGone())
+        story.start()
+
+    # ---- the story -----------------------------------------------------------------------------------------
+
+    async def _story(self, call: Call) -> None:
+        request, exchange = call.request, call.exchange
+        outcome: Outcome | None = None
+        try:
+            if self.draining:
+                raise Draining("This kernel is shutting down; send the request again in a moment.")
+            outcome = await self._answer(call)
+            label = "ok"
+        except ClientGone:
+            label = "cancelled"
+        except Aborted:
+            label = "cancelled"
+            request.dialect.aborted(exchange, request)
+        except KuwaError as error:
+            label = error.code
+            request.dialect.fail(exchange, request, error)
+        except Exception:
+            label = InternalError.code
+            log.exception("request %s failed inside the kernel", request.id)
+            request.dialect.fail(exchange, request, InternalError("The kernel failed; its log says why."))
+        finally:
+            del self._calls[request.id]
+        self._account(call, label, outcome)
+
+    async def _answer(self, call: Call) -> Outcome:
+        """Attempt after attempt, each on another replica, until one answers or none is left."""
+        failure: KuwaError | None = None
+        while True:
+            try:
+                async with self._slot(call) as replica:
+                    outcome = await self._attempt(call, replica)
+            except NoReplica as error:
+                raise failure or error from failure
+            if outcome.refusal is not None:
+                failure, elsewhere = error_from_answer(*outcome.refusal, f"The executor at {replica.address}")
+            elif outcome.error is not None:
+                failure, elsewhere = outcome.error, True
+            else:
+                return outcome
+            log.warning("request %s failed at %s: %s", call.request.id, replica.address, failure)
+            if outcome.delivered or not elsewhere or call.attempts == MAX_ATTEMPTS:
+                raise failure
+            call.ticket.excluded.add(replica.id)
+
+    def _slot(self, call: Call) -> _Slot:
+        return _Slot(self, call)
+
+    async def _attempt(self, call: Call, replica: Replica) -> Outcome:
+        """Send the request to `replica` and hear the answer to its end."""
+        request, exchange = call.request, call.exchange
+        outgoing = request.dialect.outgoing(request, replica)
+        route = self._route(outgoing, replica)
+        message = self._message(route, request, outgoing)
+        call.attempts += 1
+        connection = self._pool.take(route.origin)
+        while True:
+            if connection is None:
+                try:
+                    connection = await self._connect(route.origin)
+                except NoReplica as error:
+                    return Outcome(error=error)
+            relay = request.dialect.relay(exchange, request, replica, self._clock)
+            call.connection, call.relay = connection, relay
+            exchange.source = connection
+            try:
+                connection.send(message, relay)
+                outcome = await relay.outcome
+            except (ClientGone, Aborted):
+                self._tell_abort(replica)
+                raise
+            finally:
+                exchange.source = None
+                connection.cancel(relay)
+            if outcome.error is None or not connection.reused or connection.received:
+                return outcome
+            # A pooled connection may have been closed by the replica just as the request went out: a fresh one tells.
+            connection = None
+
+    async def _connect(self, origin: Origin) -> UpstreamConnection:
+        """A new connection, made in a task of its own. Raises NoReplica."""
+        made: Signal[UpstreamConnection] = Signal()
+
+        async def connect() -> None:
+            try:
+                connection = await self._pool.connect(origin)
+            except KuwaError as error:
+                made.fail(error)
+                return
+            made.fire(connection)
+            if not taken:
+                connection.abandon()
+
+        taken = True
+        self._start_task(connect())
+        try:
+            return await made
+        except BaseException:
+            taken = False
+            raise
+
+    # ---- what the story stands on --------------------------------------------------------------------------
+
+    def _route(self, outgoing: Outgoing, replica: Replica) -> Route:
+        key = (outgoing.url, outgoing.content_type, replica.authorization)
+        route = self._routes.get(key)
+        if route is None:
+            origin = Origin.of(outgoing.url)
+            path = outgoing.url.partition("://")[2].partition("/")[2]
+            head = b"POST /%b HTTP/1.1\r\nhost: %b\r\ncontent-type: %b\r\n" % (
+                path.encode(),
+                origin.host_header,
+                outgoing.content_type,
+            )
+            if replica.authorization:
+                head += b"authorization: %b\r\n" % replica.authorization
+            if len(self._routes) >= MAX_ROUTES:
+                self._routes.clear()
+            route = self._routes[key] = Route(origin, head)
+        return route
+
+    @staticmethod
+    def _message(route: Route, request: ChatRequest, outgoing: Outgoing) -> bytes:
+        forwarded = b"".join([b"%b: %b\r\n" % header for header in request.forwarded])
+        return b"%bkuwa-request-id: %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
+            route.head,
+            request.id.encode(),
+            forwarded,
+            len(outgoing.body),
+            outgoing.body,
+        )
+
+    def settle(self, settled: list[Ticket]) -> None:
+        """Tell the stories of tickets that the dispatcher has granted or refused."""
+        for ticket in settled:
+            if ticket.granted is not None:
+                ticket.granted()
+
+    def acquire(self, call: Call, granted: Callable[[], None]) -> Replica | None:
+        call.ticket.granted = granted
+        return self._dispatcher.acquire(call.ticket, self._clock.time())
+
+    def release(self, call: Call) -> None:
+        self.settle(self._dispatcher.cancel(call.ticket, self._clock.now))
+
+    def elapsed(self, since: float) -> float:
+        """Seconds from `since` to now."""
+        return self._clock.time() - since
+
+    def _tell_abort(self, replica: Replica) -> None:
+        """An executor of the old wire goes on computing when its connection closes: tell it."""
+        if replica.wire == "v1.0":
+            self._start_task(self._abort_old(replica.endpoint + "/abort"))
+
+    async def _abort_old(self, url: str) -> None:
+        try:
+            await fetch("GET", url, timeout_s=ABORT_TIMEOUT_S)
+        except KuwaError as error:
+            log.info("the abort of %s was not heard: %s", url, error)
+
+    def _start_task(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _account(self, call: Call, label: str, outcome: Outcome | None) -> None:
+        request = call.request
+        unknown = label == ModelNotFound.code and not call.attempts
+        tally = self._metrics.of(UNKNOWN if unknown else request.access_code)
+        tally.outcomes[label] += 1
+        tally.request_time.observe(self._clock.time() - call.started_at)
+        if call.attempts:
+            tally.queue_wait.observe(call.queue_s)
+            tally.retries += call.attempts - 1
+        relay = call.relay
+        if relay is not None and relay.first_content_at:
+            tally.time_to_first_token.observe(relay.first_content_at - call.started_at)
+        if outcome is not None and outcome.usage is not None:
+            tally.prompt_tokens += outcome.usage.prompt_tokens
+            tally.completion_tokens += outcome.usage.completion_tokens
+
+    # ---- asked from elsewhere ------------------------------------------------------------------------------
+
+    def sweep(self, now: float) -> None:
+        """Enforce the deadlines of replicas; called a few times a second."""
+        for call in list(self._calls.values()):
+            connection, relay = call.connection, call.relay
+            if connection is None or relay is None or relay.outcome.fired or connection.paused:
+                continue
+            limit = TOTAL_S if call.request.whole else IDLE_S if relay.begun else FIRST_CONTENT_S
+            if now - connection.since > limit:
+                relay.on_lost(UpstreamTimeout(f"The executor sent nothing for {limit:g} s."))
+
+    def abort(self, keys: set[tuple[str, str]]) -> int:
+        """End the v1.0 requests with these (history_id, user_id). Returns how many there were."""
+        calls = [call for call in self._calls.values() if call.request.key in keys]
+        for call in calls:
+            if call.story is not None:
+                call.story.interrupt(Aborted())
+        return len(calls)
+
+    def status(self, request_id: str) -> dict[str, Any] | None:
+        """What a request is doing: queued (with its position) or running; None where none has that id."""
+        call = self._calls.get(request_id)
+        if call is None:
+            return None
+        now = self._clock.time()
+        state: dict[str, Any] = {
+            "id": request_id,
+            "model": call.request.access_code,
+            "age_s": round(now - call.started_at, 3),
+        }
+        if call.ticket.queued:
+            return {**state, "state": "queued", "position": self._dispatcher.ahead_of(call.ticket)}
+        return {**state, "state": "running", "attempt": call.attempts}
+
+    def under_way(self) -> int:
+        """How many requests have been admitted and have not ended."""
+        return len(self._calls)
+
+
+class _Slot:
+    """`async with`: holds a slot for the call, waiting for one in the queue if it must."""
+
+    __slots__ = ("_call", "_chat")
+
+    def __init__(self, chat: Chat, call: Call) -> None:
+        self._chat = chat
+        self._call = call
+
+    async def __aenter__(self) -> Replica:
+        call = self._call
+        granted: Signal[None] = Signal()
+        replica = self._chat.acquire(call, lambda: granted.fire(None))
+        if replica is None:
+            waits_since = call.started_at
+            try:
+                await granted
+            except BaseException:
+                self._chat.release(call)
+                raise
+            if call.ticket.error is not None:
+                raise call.ticket.error
+            replica = call.ticket.replica
+            call.queue_s = self._chat.elapsed(waits_since)
+        if replica is None:
+            raise InternalError("A slot was granted without a replica.")
+        call.replica = replica
+        return replica
+
+    async def __aexit__(self, *_: object) -> None:
+        self._chat.release(self._call)
