@@ -6,15 +6,20 @@ Used where the oldest turns may be left out; otherwise the provider counts for i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from kuwa.executor.prompt import Message, trim_oldest
 from kuwa.wire.errors import ContextLengthExceeded
 
-# Above what the tokenizers of the large providers need: plain English takes 4 to 5 letters a token, code 3;
-# Chinese 1 to 2 tokens a character, which is 3 bytes; an emoji 2 to 3 for its 4 bytes.
-ASCII_PER_TOKEN = 3.0
+# Characters (outside ASCII: bytes of UTF-8) that one token holds, chosen low. Byte-pair tokenizers give a common
+# word a token, a punctuation mark often one of its own, and a rare character up to one per byte.
+_PER_TOKEN = (
+    (re.compile(r"[A-Za-z\t\n\r ]+"), 3.0),
+    (re.compile(r"[0-9]+"), 2.0),
+    (re.compile(r"[!-/:-@\[-`{-~]+"), 1.0),
+)
 OTHER_BYTES_PER_TOKEN = 1.5
 TOKENS_PER_MESSAGE = 6
 TOKENS_PER_MEDIUM = 1600
@@ -24,9 +29,15 @@ ANSWER_MOST = 1024
 
 
 def text_tokens(text: str) -> int:
-    others = [c for c in text if ord(c) > 127]
-    other_bytes = len("".join(others).encode("utf-8", "replace"))
-    return int((len(text) - len(others)) / ASCII_PER_TOKEN + other_bytes / OTHER_BYTES_PER_TOKEN) + 1
+    counted = 0
+    tokens = 0.0
+    for pattern, per_token in _PER_TOKEN:
+        length = sum(map(len, pattern.findall(text)))
+        counted += length
+        tokens += length / per_token
+    # Every ASCII character but the control ones has been counted, and counts for one byte here.
+    other_bytes = len(text.encode("utf-8", "replace")) - counted
+    return int(tokens + other_bytes / OTHER_BYTES_PER_TOKEN) + 1
 
 
 def message_tokens(message: Message) -> int:

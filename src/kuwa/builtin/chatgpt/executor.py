@@ -20,7 +20,7 @@ from kuwa.executor import LLMExecutor, RawEvent, SetupFailed
 from kuwa.executor.arguments import UsageError
 from kuwa.executor.config_file import read_config
 from kuwa.executor.options import add_options, collect
-from kuwa.executor.prompt import with_system_prompt
+from kuwa.executor.prompt import apply_modelfile, with_system_prompt
 from kuwa.wire.errors import InvalidApiKey, MissingApiKey
 
 if TYPE_CHECKING:
@@ -37,7 +37,19 @@ class ChatGPTExecutor(LLMExecutor):
     description = "[Cloud model] OpenAI ChatGPT. Need API key."
     # The provider computes; here a request is one open connection, of which the SDK's pool allows 1000.
     concurrency = 500
-    capabilities = ("tools", "images", "response_format", "logprobs", "n")
+    # Everything passes through; what the model behind it cannot do, its server says best.
+    capabilities = (
+        "tools",
+        "images",
+        "audio",
+        "files",
+        "videos",
+        "response_format",
+        "logprobs",
+        "n",
+        "suffix",
+        "echo",
+    )
     handles_stop = True
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -91,12 +103,12 @@ class ChatGPTExecutor(LLMExecutor):
     async def llm_compute(self, request: Request) -> AsyncIterator[RawEvent]:
         key, source = self.keys.choose(request.provider_key)
         origin = Origin(base_url=self.args.base_url, model=self.args.model, key=key, key_source=source)
-        body = self._body(request)
+        body = self.provider_body(request)
         async with aclosing(self.upstream.events(request.kind, body, origin)) as events:
             async for data in events:
                 yield RawEvent(data)
 
-    def _body(self, request: Request) -> dict[str, Any]:
+    def provider_body(self, request: Request) -> dict[str, Any]:
         chat = request.kind == "chat"
         body = fill_in(asked_for(request), self.defaults if chat else for_completions(self.defaults))
         if chat:
@@ -109,7 +121,7 @@ class ChatGPTExecutor(LLMExecutor):
 
     def _messages(self, request: Request, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         prompt = "" if self.args.no_system_prompt else self.args.system_prompt or ""
-        messages = with_system_prompt(request.messages, prompt)
+        messages = with_system_prompt(conversation(request), prompt)
         if request.trim_history and self.args.context_window:
             messages, request.trimmed_messages = trim(messages, self.args.context_window, body)
         return messages
@@ -153,7 +165,19 @@ class Keys:
 def asked_for(request: Request) -> dict[str, Any]:
     """The request's own fields, unknown ones included, over the Modelfile's parameters; without Kuwa's fields."""
     body = {name: value for name, value in request.body.items() if not name.startswith(OWN_FIELDS_PREFIX)}
-    return {**request.parameters, **body}
+    return {**request.modelfile.parameters["llm_"], **body}
+
+
+def conversation(request: Request) -> list[dict[str, Any]]:
+    """The messages exactly as the client sent them, with the Modelfile applied where it says anything.
+
+    `request.messages` is made for local models: it has joined text parts and moved system messages to the front.
+    """
+    sent: list[dict[str, Any]] = request.body.get("messages") or request.conversation
+    modelfile = request.modelfile
+    if modelfile.override_system_prompt or modelfile.messages or modelfile.before_prompt or modelfile.after_prompt:
+        return apply_modelfile(sent, modelfile)
+    return sent
 
 
 def fill_in(asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
