@@ -60,9 +60,7 @@ class ExecutorParser(argparse.ArgumentParser):
     def __init__(self, prog: str) -> None:
         # Python 3.14 colours by itself; what a terminal shows is decided in `_formatter` alone.
         plain: dict[str, Any] = {"color": False} if sys.version_info >= (3, 14) else {}
-        super().__init__(
-            prog=prog, description=DESCRIPTION, formatter_class=_formatter(), allow_abbrev=False, **plain
-        )
+        super().__init__(prog=prog, description=DESCRIPTION, formatter_class=_formatter(), allow_abbrev=False, **plain)
         self._optionals.title = "optional arguments"
         self.unlisted: set[str] = set()
 

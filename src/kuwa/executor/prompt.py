@@ -77,9 +77,7 @@ def with_system_prompt(messages: Sequence[Message], system_prompt: str) -> list[
     return [{"role": "system", "content": system_prompt}, *messages]
 
 
-def trim_oldest(
-    messages: Sequence[Message], fits: Callable[[list[Message]], bool]
-) -> tuple[list[Message], int] | None:
+def trim_oldest(messages: Sequence[Message], fits: Callable[[list[Message]], bool]) -> tuple[list[Message], int] | None:
     """Leave out the oldest turns until `fits` says yes: what is left, and how many messages were left out.
 
     System messages stay. What is left begins with a user turn, so that no answer stands without its question.

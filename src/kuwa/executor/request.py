@@ -17,6 +17,7 @@ class Request:
 
     `messages` are OpenAI messages with the Modelfile applied: a system message first if there is one, before and
     after prompts around the last user turn (for a plain completion: one user message holding the prompt).
+    `conversation` is what the client sent, without the Modelfile.
     `parameters` are the generation options of this request alone, under their OpenAI names, with the Modelfile's
     `llm_*` parameters below them: `{"temperature": 0.2, "max_tokens": 64, "stop": ["\\n"]}`.
     `body` is the whole decoded OpenAI body, unknown fields included. `form` holds the fields of the v1.0 form,
@@ -27,6 +28,7 @@ class Request:
     access_code: str
     kind: Kind = "chat"
     messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    conversation: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     parameters: dict[str, Any] = field(default_factory=dict[str, Any])
     modelfile: Modelfile = field(default_factory=Modelfile)
     tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])

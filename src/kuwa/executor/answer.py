@@ -1,0 +1,411 @@
+"""What an executor yields becomes the bytes of a response here: OpenAI events, one OpenAI answer, or raw text.
+
+`server` makes one `Answer` per request, gives it each chunk with `take` and closes it with `finish`. Pure. The
+streamed text chunk is the hot path: its event is a prebuilt head and tail around one JSON string.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, cast
+
+import msgspec
+
+from kuwa.executor.chunks import Chunk, Finish, RawEvent, Reasoning, Text, ToolCallDelta, Usage
+from kuwa.executor.intake import include_usage, stop_strings
+from kuwa.executor.prompt import text_of
+from kuwa.executor.request import Request
+from kuwa.executor.stop import StopCutter
+from kuwa.wire import sse
+from kuwa.wire.errors import BadUpstream
+
+Fields = dict[str, Any]
+
+_TOKENS_PER_MESSAGE = 3
+_CHARACTERS_PER_TOKEN = 4
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Fields).decode
+
+
+class WrongChunk(TypeError):
+    """`llm_compute` yielded something that is no chunk."""
+
+
+class Answer:
+    """What has come of one answer so far. Subclasses say which bytes it becomes.
+
+    `characters` counts the text given out. `usage` is what the executor counted itself, None until it does.
+    `cut` is True once every choice has ended at a stop string: the rest need not be computed.
+    """
+
+    def __init__(self, request: Request, *, created: int, cuts_stops: bool) -> None:
+        self.request = request
+        self.created = created
+        self.characters = 0
+        self.wide = 0
+        self.usage: Fields | None = None
+        self.cut = False
+        self._choices = int(request.parameters.get("n") or 1)
+        self._stops = stop_strings(request) if cuts_stops else []
+        self._cutters: dict[int, StopCutter] = {}
+        self._reasons: dict[int, str] = {}
+        self._begun: set[int] = set()
+        self._tools: set[tuple[int, int]] = set()
+
+    def take(self, chunk: Chunk) -> bytes:
+        """The bytes to send now; often none. Raises WrongChunk, BadUpstream (a RawEvent that is no event)."""
+        if isinstance(chunk, str):
+            return self._text(chunk, 0)
+        match chunk:
+            case Text(text, choice):
+                return self._text(text, choice)
+            case Reasoning(text, choice):
+                return self._delta(choice, {"reasoning_content": text}) if text else b""
+            case ToolCallDelta():
+                return self._tool_call(chunk)
+            case Usage():
+                self.usage = _usage_fields(chunk)
+                return b""
+            case Finish(reason, choice):
+                self._reasons.setdefault(choice, reason)
+                return b""
+            case RawEvent(data):
+                return self._raw(data)
+            case _:
+                raise WrongChunk(f"llm_compute yielded {type(chunk).__name__}; yield str or a chunk of kuwa.executor")
+
+    def finish(self) -> bytes:
+        """The bytes that end the answer."""
+        held = b"".join(
+            self._give(rest, choice)
+            for choice, cutter in self._cutters.items()
+            if not cutter.stopped and (rest := cutter.finish())
+        )
+        return held + self._close()
+
+    def reason(self, choice: int) -> str:
+        """Why a choice ended."""
+        if choice in self._cutters and self._cutters[choice].stopped:
+            return "stop"
+        called = any(choice == index for index, _ in self._tools)
+        return self._reasons.get(choice) or ("tool_calls" if called else "stop")
+
+    def counts(self) -> Fields:
+        """The request's usage; where the executor counted none, an estimate that says so."""
+        if self.usage is not None:
+            return self.usage
+        texts = [text_of(message) for message in self.request.messages]
+        prompt = sum(estimated_tokens(len(text), _wide(text)) + _TOKENS_PER_MESSAGE for text in texts)
+        completion = estimated_tokens(self.characters, self.wide)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "estimated": True,
+        }
+
+    # ---- what subclasses decide ----------------------------------------------------------------------------
+
+    def _emit_text(self, text: str, choice: int) -> bytes:
+        raise NotImplementedError
+
+    def _emit(self, choice: int, delta: Fields, beside: Fields) -> bytes:
+        """A delta and what stands beside it in its choice (`finish_reason`, `logprobs`)."""
+        raise NotImplementedError
+
+    def _close(self) -> bytes:
+        raise NotImplementedError
+
+    def _keep(self, top: Fields) -> None:
+        """Fields of a raw event beside its choices that this framework does not know."""
+
+    # ---- shared --------------------------------------------------------------------------------------------
+
+    def _text(self, text: str, choice: int) -> bytes:
+        if self._stops:
+            text = self._until_stop(text, choice)
+        return self._give(text, choice) if text else b""
+
+    def _give(self, text: str, choice: int) -> bytes:
+        self._count(text)
+        return self._emit_text(text, choice)
+
+    def _count(self, text: str) -> None:
+        self.characters += len(text)
+        if not text.isascii():
+            self.wide += _wide(text)
+
+    def _until_stop(self, text: str, choice: int) -> str:
+        cutter = self._cutters.get(choice)
+        if cutter is None:
+            cutter = self._cutters[choice] = StopCutter(self._stops)
+        shown = cutter.feed(text)
+        if cutter.stopped:
+            self.cut = sum(c.stopped for c in self._cutters.values()) >= self._choices
+        return shown
+
+    def _delta(self, choice: int, delta: Fields) -> bytes:
+        if choice in self._cutters and self._cutters[choice].stopped:
+            return b""
+        return self._emit(choice, delta, {})
+
+    def _tool_call(self, call: ToolCallDelta) -> bytes:
+        function: Fields = {"arguments": call.arguments}
+        fields: Fields = {"index": call.index, "function": function}
+        if (call.choice, call.index) not in self._tools:
+            self._tools.add((call.choice, call.index))
+            function = {"name": call.name, "arguments": call.arguments}
+            made_up = _call_id(self.request.id, call.choice, call.index)
+            fields = {"index": call.index, "id": call.id or made_up, "type": "function", "function": function}
+        return self._delta(call.choice, {"tool_calls": [fields]})
+
+    def _raw(self, data: bytes) -> bytes:
+        try:
+            event = _decode(data)
+            if event.get("usage"):
+                self.usage = event["usage"]
+            choices = cast("list[Fields]", event.get("choices") or [])
+            out = b"".join(self._raw_choice(choice) for choice in choices)
+        except (
+            msgspec.MsgspecError,
+            UnicodeError,
+            RecursionError,
+            TypeError,
+            AttributeError,
+            ValueError,
+        ) as error:
+            raise BadUpstream("The model behind this executor sent an event that cannot be read.") from error
+        self._keep({k: v for k, v in event.items() if k not in _EVENT_FIELDS})
+        return out
+
+    def _raw_choice(self, fields: Fields) -> bytes:
+        choice = int(fields.get("index") or 0)
+        delta = dict(cast("Fields", fields.get("delta") or {}))
+        delta.pop("role", None)
+        if "text" in fields:
+            delta["content"] = fields["text"]
+        beside = {k: v for k, v in fields.items() if k not in ("index", "delta", "text") and v is not None}
+        reason = beside.pop("finish_reason", None)
+        if reason is not None:
+            self._reasons.setdefault(choice, str(reason))
+        if not beside and not any(delta.values()):
+            return b""
+        self._count(str(delta.get("content") or ""))
+        return self._emit(choice, delta, beside)
+
+
+_EVENT_FIELDS = ("id", "object", "created", "model", "choices", "usage", "error")
+
+
+class Events(Answer):
+    """An OpenAI stream: one event per chunk, the finish of each choice, the usage if asked for, `[DONE]`."""
+
+    def __init__(self, request: Request, *, created: int, cuts_stops: bool) -> None:
+        super().__init__(request, created=created, cuts_stops=cuts_stops)
+        self._chat = request.kind == "chat"
+        self._id = response_id(request)
+        top: Fields = {
+            "id": self._id,
+            "object": "chat.completion.chunk" if self._chat else "text_completion",
+            "created": created,
+            "model": request.access_code,
+        }
+        self._top = _encode(top)[:-1]
+        self._more = b""
+        self._heads: dict[int, bytes] = {}
+        self._tail = b'},"logprobs":null,"finish_reason":null}]}\n\n'
+        if not self._chat:
+            self._tail = self._tail[1:]
+
+    def _keep(self, top: Fields) -> None:
+        if top and not self._more:
+            self._more = b"," + _encode(top)[1:-1]
+
+    def _emit_text(self, text: str, choice: int) -> bytes:
+        head = self._heads.get(choice)
+        return (head or self._begin(choice)) + json_string(text) + self._tail
+
+    def _begin(self, choice: int) -> bytes:
+        """The head of the first event of a choice: the event with the role before it."""
+        before = self._role(choice)
+        field = b'"delta":{"content":' if self._chat else b'"text":'
+        head = self._heads[choice] = b'data: %b,"choices":[{"index":%d,%b' % (self._top, choice, field)
+        return before + head
+
+    def _role(self, choice: int) -> bytes:
+        if choice in self._begun:
+            return b""
+        self._begun.add(choice)
+        return self._event(choice, {"role": "assistant", "content": ""}, {}) if self._chat else b""
+
+    def _emit(self, choice: int, delta: Fields, beside: Fields) -> bytes:
+        return self._role(choice) + self._event(choice, delta, beside)
+
+    def _event(self, choice: int, delta: Fields, beside: Fields) -> bytes:
+        fields: Fields = {"index": choice}
+        if self._chat:
+            fields["delta"] = delta
+        else:
+            fields["text"] = delta.get("content") or ""
+        fields |= {"logprobs": None, "finish_reason": None, **beside}
+        return b'data: %b%b,"choices":[%b]}\n\n' % (self._top, self._more, _encode(fields))
+
+    def _close(self) -> bytes:
+        out = [
+            self._role(choice) + self._event(choice, {}, {"finish_reason": self.reason(choice)})
+            for choice in sorted(self._begun | self._reasons.keys() | {0})
+        ]
+        if include_usage(self.request):
+            out.append(b'data: %b,"choices":[],"usage":%b}\n\n' % (self._top, _encode(self.counts())))
+        return b"".join(out) + sse.DONE_EVENT
+
+
+class Whole(Answer):
+    """One OpenAI answer: everything is kept, and given out at the end."""
+
+    def __init__(self, request: Request, *, created: int, cuts_stops: bool) -> None:
+        super().__init__(request, created=created, cuts_stops=cuts_stops)
+        self._texts: dict[int, list[str]] = {}
+        self._messages: dict[int, Fields] = {}
+        self._beside: dict[int, Fields] = {}
+        self._more: Fields = {}
+
+    def _keep(self, top: Fields) -> None:
+        self._more = {**top, **self._more}
+
+    def _emit_text(self, text: str, choice: int) -> bytes:
+        self._texts.setdefault(choice, []).append(text)
+        return b""
+
+    def _emit(self, choice: int, delta: Fields, beside: Fields) -> bytes:
+        content = delta.pop("content", None)
+        if content:
+            self._emit_text(str(content), choice)
+        _merge(self._messages.setdefault(choice, {}), delta)
+        _merge(self._beside.setdefault(choice, {}), beside)
+        return b""
+
+    def _close(self) -> bytes:
+        chat = self.request.kind == "chat"
+        indices = sorted(self._texts.keys() | self._messages.keys() | self._reasons.keys() | {0})
+        body: Fields = {
+            "id": response_id(self.request),
+            "object": "chat.completion" if chat else "text_completion",
+            "created": self.created,
+            "model": self.request.access_code,
+            "choices": [self._chat_choice(i) if chat else self._text_choice(i) for i in indices],
+            "usage": self.counts(),
+            **self._more,
+        }
+        return _encode(body)
+
+    def _chat_choice(self, index: int) -> Fields:
+        message = self._messages.get(index, {})
+        text = "".join(self._texts.get(index, []))
+        calls = cast("list[Fields]", message.get("tool_calls") or [])
+        for call in calls:
+            call.pop("index", None)
+        content = clean(text) if text or not calls else None
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": content, "refusal": None, **message},
+            "logprobs": None,
+            **self._beside.get(index, {}),
+            "finish_reason": self.reason(index),
+        }
+
+    def _text_choice(self, index: int) -> Fields:
+        return {
+            "index": index,
+            "text": clean("".join(self._texts.get(index, []))),
+            "logprobs": None,
+            **self._beside.get(index, {}),
+            "finish_reason": self.reason(index),
+        }
+
+
+class RawText(Answer):
+    """The v1.0 wire: the text of the first choice and nothing else."""
+
+    def _emit_text(self, text: str, choice: int) -> bytes:
+        return clean(text).encode() if choice == 0 else b""
+
+    def _emit(self, choice: int, delta: Fields, beside: Fields) -> bytes:
+        return self._emit_text(str(delta.get("content") or ""), choice)
+
+    def _close(self) -> bytes:
+        return b""
+
+
+def response_id(request: Request) -> str:
+    return ("chatcmpl-" if request.kind == "chat" else "cmpl-") + request.id
+
+
+def estimated_tokens(characters: int, wide: int) -> int:
+    """Tokens of a text of which nobody counted them: one for each wide character, one for four others."""
+    return wide + -(-(characters - wide) // _CHARACTERS_PER_TOKEN)
+
+
+def json_string(text: str) -> bytes:
+    """`text` as JSON. Half a surrogate pair, which is no character, becomes U+FFFD."""
+    try:
+        return _encode(text)
+    except UnicodeEncodeError:
+        return _encode(clean(text))
+
+
+def clean(text: str) -> str:
+    """`text` with only what UTF-8 can carry."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _wide(text: str) -> int:
+    """How many characters take three bytes or more: about as many tokens."""
+    return (len(text.encode("utf-8", "surrogatepass")) - len(text)) // 2
+
+
+def _usage_fields(usage: Usage) -> Fields:
+    fields: Fields = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+    if usage.cached_tokens:
+        fields["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    return fields
+
+
+def _call_id(request_id: str, choice: int, index: int) -> str:
+    """The id of a tool call that the executor gave none: the same each time the request is computed."""
+    return "call_" + hashlib.sha256(f"{request_id}/{choice}/{index}".encode()).hexdigest()[:24]
+
+
+def _merge(into: Fields, delta: Fields) -> None:
+    """Put a delta's fields together: texts are joined, lists of numbered pieces merged by number."""
+    for name, value in delta.items():
+        had = into.get(name)
+        if isinstance(value, str) and isinstance(had, str) and name not in ("id", "type"):
+            into[name] = had + value
+        elif isinstance(value, list):
+            into[name] = _merge_list(cast("list[Any]", had or []), cast("list[Any]", value))
+        elif isinstance(value, dict) and isinstance(had, dict):
+            _merge(cast("Fields", had), cast("Fields", value))
+        elif value is not None:
+            into[name] = value
+
+
+def _merge_list(had: list[Any], pieces: list[Any]) -> list[Any]:
+    numbered = {fields["index"]: fields for item in had if "index" in (fields := _fields(item))}
+    for piece in pieces:
+        known = numbered.get(_fields(piece).get("index"))
+        if known is None:
+            had.append(piece)
+        else:
+            _merge(known, _fields(piece))
+    return had
+
+
+def _fields(item: Any) -> Fields:
+    return cast("Fields", item) if isinstance(item, dict) else {}
