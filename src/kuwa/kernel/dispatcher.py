@@ -10,6 +10,7 @@ A replica that is to get no requests for a while is one whose state in the regis
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -89,9 +90,7 @@ class Dispatcher:
     Between calls it holds that no ticket waits while a ready replica that it may use has a free slot.
     """
 
-    def __init__(
-        self, registry: Registry, *, weights: Weights = equal_weights, limits: Limits | None = None
-    ) -> None:
+    def __init__(self, registry: Registry, *, weights: Weights = equal_weights, limits: Limits | None = None) -> None:
         self._registry = registry
         self._weights = weights
         self._limits = limits or Limits()
@@ -144,10 +143,10 @@ class Dispatcher:
             return []
         return self.release(ticket, now)
 
-    def changed(self, now: float) -> list[Ticket]:
+    def changed(self, replicas: Iterable[Replica], now: float) -> list[Ticket]:
         """Take in what changed in the registry. Returns the tickets that got a slot or an error by it."""
         touched: dict[_Pool, None] = {}
-        for replica in self._registry.take_changes():
+        for replica in replicas:
             for pool in self._place(replica):
                 touched[pool] = None
         settled = self._serve(tuple(touched))
@@ -194,6 +193,13 @@ class Dispatcher:
         if not pool.worth_waiting(set()):
             raise self._no_replica(pool, set())
         return False
+
+    def not_found(self, access_code: str) -> ModelNotFound:
+        """The error for an access code that is not served, naming those that are spelt like it."""
+        codes = [code for code in islice(self._pools, MAX_SEARCHED_CODES) if code != access_code]
+        near = [repr(code) for code in get_close_matches(access_code, codes, n=3, cutoff=0.5)]
+        hint = f"Did you mean {' or '.join(near)}?" if near else "GET /v1/models lists those that are served."
+        return ModelNotFound(f"No executor serves the model {access_code!r}. {hint}", param="model")
 
     def waiting(self, access_code: str) -> tuple[int, int]:
         """How many tickets wait for the access code, and their bytes."""
@@ -342,10 +348,7 @@ class Dispatcher:
     def _unserved(self, access_code: str) -> KuwaError:
         if self._registry.first_served(access_code) is not None:
             return _gone(access_code)
-        codes = list(islice(self._pools, MAX_SEARCHED_CODES))
-        near = [repr(code) for code in get_close_matches(access_code, codes, n=3, cutoff=0.5)]
-        hint = f"Did you mean {' or '.join(near)}?" if near else "GET /v1/models lists those that are served."
-        return ModelNotFound(f"No executor serves the model {access_code!r}. {hint}", param="model")
+        return self.not_found(access_code)
 
 
 def _gone(access_code: str) -> NoReplica:

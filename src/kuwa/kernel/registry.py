@@ -344,9 +344,7 @@ class Registry:
 
     def codes(self) -> list[str]:
         """The access codes that are served now (one that is only starting is not yet), sorted."""
-        return sorted(
-            code for code, replicas in self._by_code.items() if any(r.state in _SERVED for r in replicas)
-        )
+        return sorted(code for code, replicas in self._by_code.items() if any(r.state in _SERVED for r in replicas))
 
     def first_served(self, access_code: str) -> float | None:
         """When the access code was first registered, or None if it never was."""

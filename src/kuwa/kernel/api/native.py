@@ -137,9 +137,11 @@ class WorkerApi:
         gone = [replica for replica in replicas if not replica.alive]
         running = sum(replica.running for replica in alive)
         parts = [
-            f'<p class="dim">Kuwa {escape(__version__)} · {len(alive)} executors · {running} requests running'
-            f"{' · <strong>the kernel is stopping</strong>' if self._draining() else ''}"
-            f" · renewed every {REFRESH_S} s</p>"
+            (
+                f'<p class="dim">Kuwa {escape(__version__)} · {len(alive)} executors · {running} requests running'
+                f"{' · <strong>the kernel is stopping</strong>' if self._draining() else ''}"
+                f" · renewed every {REFRESH_S} s</p>"
+            )
         ]
         if alive:
             parts.append(page.table(_HEADS, (self._row(code, r, now) for r in alive for code in r.access_codes)))
@@ -235,7 +237,7 @@ def _number(text: str) -> int | str:
 
 
 def _json_in_html(value: object) -> str:
-    """JSON that is the same bytes to a scraper and to a browser: what HTML would read is escaped by JSON's own means."""
+    """JSON that reads the same to a scraper and to a browser: escaped by JSON's own means, not by HTML's."""
     text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

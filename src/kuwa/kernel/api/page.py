@@ -10,7 +10,8 @@ from html import escape
 from starlette.responses import HTMLResponse
 
 STYLE = """
-:root{color-scheme:light dark;--line:color-mix(in srgb,currentColor 16%,transparent);--dim:color-mix(in srgb,currentColor 62%,transparent)}
+:root{color-scheme:light dark}
+:root{--line:color-mix(in srgb,currentColor 16%,transparent);--dim:color-mix(in srgb,currentColor 62%,transparent)}
 *{box-sizing:border-box}
 body{font:16px/1.55 system-ui,"Noto Sans TC",sans-serif;margin:0 auto;padding:2.5rem 1.25rem;max-width:72rem}
 h1{font-size:1.5rem;margin:0 0 .25rem}h2{font-size:1.05rem;margin:2.25rem 0 .5rem}
@@ -22,7 +23,7 @@ th{font-weight:600;color:var(--dim);font-size:.85rem}
 td.n,th.n{text-align:right}
 code,pre,td.m{font-family:ui-monospace,monospace;font-size:.9em}td.m{overflow-wrap:anywhere}
 pre{background:color-mix(in srgb,currentColor 7%,transparent);border-radius:.5rem;padding:.9rem 1rem;overflow-x:auto}
-.state::before{content:"";display:inline-block;width:.6em;height:.6em;border-radius:50%;margin-right:.45em;background:#888}
+.state::before{content:"";display:inline-block;width:.6em;height:.6em;border-radius:50%;margin-right:.45em}
 .ready::before{background:#1a9c5b}.starting::before{background:#3b82d9}
 .suspect::before,.draining::before{background:#d99a1a}.ejected::before,.gone::before{background:#cf3f3f}
 summary{cursor:pointer;color:var(--dim);margin-top:2rem}

@@ -16,7 +16,7 @@ from kuwa.kernel.api.page import Cell
 from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.metrics import Exposition
 from kuwa.kernel.registry import Registry
-from kuwa.wire.errors import Draining, KuwaError, NotFound
+from kuwa.wire.errors import Draining, NotFound
 
 RequestStatus = Callable[[str], dict[str, Any] | None]
 
@@ -66,7 +66,7 @@ class StatusApi:
     async def model(self, request: Request) -> Response:
         code = request.path_params["id"]
         if code not in self._registry.codes():
-            raise self._not_served(code)
+            raise self._dispatcher.not_found(code)
         return _json(self._model(code))
 
     async def request(self, request: Request) -> Response:
@@ -111,9 +111,6 @@ class StatusApi:
         if lengths:
             model["max_model_len"] = min(lengths)
         return model
-
-    def _not_served(self, code: str) -> KuwaError:
-        return self._dispatcher.not_served(code)
 
 
 def curl_line(base: str, code: str) -> str:
