@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from importlib import import_module
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -24,11 +24,12 @@ LOAD_FAILED = 4
 
 
 class ChildConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What the child is told. `context` is in tokens per request; `environment` is for the engine alone."""
+    """What the child is told. `context` is in tokens per request; `environment` is for the engine alone.
+
+    `parent` (a process id) and `api_key` are filled in at each start.
+    """
 
     model_path: str
-    api_key: str
-    parent: int
     context: int
     slots: int
     threads: int
@@ -36,6 +37,8 @@ class ChildConfig(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str = ""
     cache_mib: int = 0
     environment: dict[str, str] = {}
+    parent: int = 0
+    api_key: str = ""
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -45,10 +48,9 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 def main() -> int:
-    source = sys.stdin.buffer
-    config = msgspec.json.decode(source.readline(), type=ChildConfig)
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=ChildConfig)
     _die_with(config.parent)
-    threading.Thread(target=_exit_at_end, args=(source,), daemon=True).start()
+    threading.Thread(target=_exit_at_end, args=(sys.stdin.fileno(),), daemon=True).start()
     for name, value in config.environment.items():
         os.putenv(name, value)  # for the engine's own code: it reads the C environment when it is loaded
     xllamacpp: Any = import_module("xllamacpp")
@@ -92,8 +94,8 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _exit_at_end(source: IO[bytes]) -> None:
-    while source.read(4096):
+def _exit_at_end(descriptor: int) -> None:
+    while os.read(descriptor, 4096):
         pass
     os._exit(0)
 

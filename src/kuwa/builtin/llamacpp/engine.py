@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import secrets
 import signal
@@ -65,6 +66,9 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: EngineError = EngineError()
 
 
+_ERROR = re.compile(r"[\d.]+ E +")
+"""What an error in llama.cpp's log begins with: the time since its start, and the level."""
+
 _decode_error = msgspec.json.Decoder(ErrorBody).decode
 _decode_ready = msgspec.json.Decoder(Ready).decode
 
@@ -94,7 +98,7 @@ class Child:
             start_new_session=True,  # Ctrl-C is the executor's to answer: what runs is to end well
         )
         assert process.stdin is not None  # noqa: S101 - it was asked for
-        told = msgspec.structs.replace(config, api_key=api_key)
+        told = msgspec.structs.replace(config, parent=os.getpid(), api_key=api_key)
         process.stdin.write(msgspec.json.encode(told) + b"\n")
         return cls(process, api_key)
 
@@ -112,7 +116,7 @@ class Child:
         try:
             await asyncio.wait((self._ready, ended), return_when=asyncio.FIRST_COMPLETED)
             if not self._ready.done():
-                raise LoadFailed(f"{ended.result()}: {self.last_words()}")
+                raise LoadFailed(f"{self.load_fault()} ({ended.result()})")
             self.url = self._ready.result().url
         finally:
             ended.cancel()
@@ -123,10 +127,14 @@ class Child:
         await asyncio.wait(self._readers)
         return f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with status {code}"
 
+    def load_fault(self) -> str:
+        """Why the model could not be loaded: of all errors that llama.cpp logs then, the first is the cause."""
+        error = next((line for line in self.tail if _ERROR.match(line)), None)
+        return _ERROR.sub("", error) if error is not None else self.last_words()
+
     def last_words(self) -> str:
-        """What llama.cpp said about its failure: its error lines, or else its last lines."""
-        errors = [line for line in self.tail if re.search(r"(^| )E |error|fail|could not", line)]
-        return " | ".join(_without_clock(line) for line in (errors or list(self.tail))[-4:]) or "it said nothing"
+        """The end of llama.cpp's log."""
+        return " | ".join(list(self.tail)[-3:]) or "it logged nothing"
 
     async def kill(self) -> None:
         """End the process and wait for its end. It has nothing to save."""
@@ -212,9 +220,7 @@ class Engine:
         raise EngineLost("The llama.cpp engine ended its answer without an end.")
 
     @asynccontextmanager
-    async def _open(
-        self, method: str, path: str, payload: dict[str, Any] | None
-    ) -> AsyncGenerator[StreamedResponse]:
+    async def _open(self, method: str, path: str, payload: dict[str, Any] | None) -> AsyncGenerator[StreamedResponse]:
         child = self._child
         if child is None or self._trouble:
             raise EngineLost(self._trouble)
@@ -226,9 +232,7 @@ class Engine:
                     raise refusal(response.status, await response.read())
                 yield response
         except (UpstreamLost, NoReplica, UpstreamTimeout) as error:
-            raise EngineLost(
-                "The llama.cpp engine died while it was answering; it is being started again."
-            ) from error
+            raise EngineLost("The llama.cpp engine died while it was answering; it is being started again.") from error
 
     async def _load(self) -> Child:
         child = await Child.start(self._config)
@@ -256,7 +260,7 @@ class Engine:
         while True:
             how = await child.ended()
             self._trouble = f"The llama.cpp engine died ({how}); it is being started again."
-            log.error("the llama.cpp engine died: %s: %s", how, child.last_words())
+            log.error("the llama.cpp engine died: %s; the end of its log: %s", how, child.last_words())
             child = await self._load_again()
 
     async def _load_again(self) -> Child:
@@ -311,8 +315,3 @@ async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[bytes]:
             yield line
     if rest:
         yield rest
-
-
-def _without_clock(line: str) -> str:
-    """A line of llama.cpp's log without its time and level (`0.01.234.567 E `)."""
-    return re.sub(r"^[\d.]+ [A-Z] +", "", line).strip()

@@ -151,9 +151,7 @@ def _check_siblings(path: Path) -> None:
         return
     first, parts = int(split[2]), int(split[4])
     if first != 1:
-        raise BadModelFile(
-            f"{path} is part {first} of a split model; give part 1, its {parts} parts side by side."
-        )
+        raise BadModelFile(f"{path} is part {first} of a split model; give part 1, its {parts} parts side by side.")
     for part in range(2, min(parts, 1000) + 1):
         other = path.with_name(f"{split[1]}{part:05}{split[3]}{split[4]}{split[5]}")
         if not other.is_file():
