@@ -86,9 +86,7 @@ class Process:
         self.argv = list(argv)
         self.tolerates_tracebacks = tolerates_tracebacks
         self._seen: dict[int, psutil.Process] = {}
-        with tempfile.NamedTemporaryFile(
-            prefix=f"kuwa-{name.replace('/', '_')}-", suffix=".log", delete=False
-        ) as log:
+        with tempfile.NamedTemporaryFile(prefix=f"kuwa-{name.replace('/', '_')}-", suffix=".log", delete=False) as log:
             self._log_path = Path(log.name)
             # A session of its own: a signal for one program reaches no other, and orphans are found by it.
             self._popen = subprocess.Popen(
@@ -225,6 +223,10 @@ class Kernel:
 
     def replicas(self, access_code: str) -> list[dict[str, Any]]:
         return self.served().get(access_code, [])
+
+    def origins(self, access_code: str) -> list[str]:
+        """Where the replicas answer, without a path: `http://127.0.0.1:4001`."""
+        return ["/".join(replica["endpoint"].split("/")[:3]) for replica in self.replicas(access_code)]
 
     def ready(self, access_code: str, replicas: int = 1) -> bool:
         return sum(replica["state"] == "ready" for replica in self.replicas(access_code)) == replicas
@@ -370,14 +372,14 @@ class Stage:
             executor.process.wait_for(lambda: _answers(executor.url + "/health"), "it answered")
             return
 
-        def code() -> str:
-            for access_code, replicas in kernel.served().items():
+        def served() -> str:
+            for code, replicas in kernel.served().items():
                 for replica in replicas:
                     if replica["state"] == "ready" and f":{executor.port}/" in replica["endpoint"] + "/":
-                        return access_code
+                        return code
             return ""
 
-        found = executor.process.wait_for(code, f"the kernel saw the executor at port {executor.port} ready")
+        found = executor.process.wait_for(served, f"the kernel saw the executor at port {executor.port} ready")
         executor.access_code = executor.access_code or found
 
 

@@ -45,6 +45,11 @@ class House:
         (replica,) = self.kernel.replicas(self.code)
         return replica["slots"]
 
+    @property
+    def endpoint(self) -> str:
+        """Its chat endpoint of the v1.0 wire."""
+        return self.executor.url + "/chat"
+
     def chat(self, text: str = QUESTION, **parameters: object) -> Answer:
         return chat(self.kernel.url, self.code, text, **parameters)
 
@@ -89,10 +94,10 @@ def _chatgpt(stage: Stage) -> Subject:
 
 
 def _llamacpp(stage: Stage) -> Subject:
-    from kuwa.builtin.llamacpp.maker import scripted  # needs numpy and gguf, which the others do not
+    from kuwa.builtin.llamacpp.maker import make_scripted  # needs numpy and gguf, which the others do not
 
     model = stage.folder / "scripted.gguf"
-    scripted(model, SCRIPTED)
+    make_scripted(model, SCRIPTED)
     return Subject("llamacpp", ["llamacpp", "--model_path", str(model)])
 
 

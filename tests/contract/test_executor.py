@@ -196,8 +196,7 @@ class TestErrors:
         assert answer.error["type"] == "invalid_request_error"
 
     def test_an_empty_form_is_refused_as_it_always_was(self, house: House) -> None:
-        (replica,) = house.kernel.replicas(house.code)
-        answer = fetch(replica["endpoint"], "POST", b"", {"content-type": "application/x-www-form-urlencoded"})
+        answer = fetch(house.endpoint, "POST", b"", {"content-type": "application/x-www-form-urlencoded"})
         assert (answer.status, answer.json()) == (400, {"msg": "Received empty request!"})
 
     def test_it_serves_on_after_all_of_that(self, house: House) -> None:
@@ -292,8 +291,7 @@ class TestOldWire:
         until(lambda: house.kernel.idle(house.code), "the reservation was used up")
 
     def test_it_answers_the_form_on_its_own_port(self, house: House, repeatable: bool) -> None:
-        (replica,) = house.kernel.replicas(house.code)
-        answer = post_form(replica["endpoint"], old_form(house.code, QUESTION))
+        answer = post_form(house.endpoint, old_form(house.code, QUESTION))
         assert answer.status == 200
         assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert answer.text == house.text() or not repeatable
@@ -309,15 +307,14 @@ class TestOldWire:
         assert house.text()
 
     def test_an_abort_on_its_own_port_ends_whatever_runs(self, house: House) -> None:
-        (replica,) = house.kernel.replicas(house.code)
         with old_chat(house.kernel.url, house.code, QUESTION) as stream:
             next(stream.pieces())
-            answer = fetch(replica["endpoint"] + "/abort")
+            answer = fetch(house.endpoint + "/abort")
             assert answer.status == 200
             assert answer.json()["msg"]
             stream.read()
         until(lambda: house.kernel.idle(house.code), "the slot was freed", timeout_s=SLOT_FREE_S)
-        assert fetch(replica["endpoint"] + "/abort").json() == {"msg": "No process to abort"}
+        assert fetch(house.endpoint + "/abort").json() == {"msg": "No process to abort"}
 
 
 class TestLife:

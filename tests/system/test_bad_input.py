@@ -72,9 +72,7 @@ class TestPrograms:
     def test_an_odd_access_code_is_refused_by_the_command(self, stage: Stage, code: str) -> None:
         says(executor_process(stage, "--access_code", code, "--ignore_kernel"), "access")
 
-    @pytest.mark.parametrize(
-        "code", ["模型", "a/b:c@d#e?f&g=h%20", "x" * 200, "../../etc/passwd", "'\"<b>{{7*7}}"]
-    )
+    @pytest.mark.parametrize("code", ["模型", "a/b:c@d#e?f&g=h%20", "x" * 200, "../../etc/passwd", "'\"<b>{{7*7}}"])
     def test_an_odd_but_sound_access_code_is_served(self, stage: Stage, kernel: Kernel, code: str) -> None:
         stage.executor("debug", "--delay", "0", kernel=kernel, access_code=code)
         assert kernel.codes() == [code]
@@ -180,9 +178,7 @@ class TestBodies:
         assert answer.error["type"] == "invalid_request_error"
 
     @pytest.mark.parametrize("brackets", ["[]", "{}"])
-    def test_a_field_nested_100_000_deep_that_nobody_reads_does_no_harm(
-        self, front: Kernel, brackets: str
-    ) -> None:
+    def test_a_field_nested_100_000_deep_that_nobody_reads_does_no_harm(self, front: Kernel, brackets: str) -> None:
         value = deep("[", "]") if brackets == "[]" else deep('{"a":', "}")
         answer = fetch(front.url + "/v1/chat/completions", "POST", within(value), JSON, timeout_s=10)
         assert answer.status == 400, answer.status
@@ -280,8 +276,8 @@ class TestSmuggling:
     def test_a_request_that_could_be_read_in_two_ways_is_refused_and_closed(
         self, front: Kernel, where: str, shape: str
     ) -> None:
-        (replica,) = front.replicas("debug")
-        port = front.port if where == "kernel" else int(replica["endpoint"].split(":")[2].partition("/")[0])
+        (origin,) = front.origins("debug")
+        port = front.port if where == "kernel" else int(origin.rpartition(":")[2])
         answer = send_raw(port, SMUGGLING[shape], timeout_s=2)
         assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), answer
         assert answer.count(b"HTTP/1.") == 1, answer

@@ -59,10 +59,10 @@ def test_a_closed_connection_frees_its_slot_within_100_ms(front: Kernel, begin: 
 
 
 def test_the_executor_itself_stops_too(front: Kernel) -> None:
-    (replica,) = front.replicas("debug")
+    (origin,) = front.origins("debug")
 
     def executor_is(state: str) -> bool:
-        figures = fetch(replica["endpoint"].rpartition("/")[0] + "/metrics").text
+        figures = fetch(origin + "/metrics").text
         return metric(figures, "executor_framework_state", executor_framework_state=state) == 1
 
     with stream_chat(front.url, "debug", LONG) as stream:
@@ -87,9 +87,7 @@ def test_v1_0_abort_frees_the_slot_within_100_ms(front: Kernel) -> None:
 def test_v1_0_abort_stops_only_what_its_user_names(front: Kernel) -> None:
     with ExitStack() as open_streams:
         mine = open_streams.enter_context(old_chat(front.url, "debug", LONG, history_id="-1", user_id="1"))
-        other_history = open_streams.enter_context(
-            old_chat(front.url, "debug", LONG, history_id="-2", user_id="1")
-        )
+        other_history = open_streams.enter_context(old_chat(front.url, "debug", LONG, history_id="-2", user_id="1"))
         other_user = open_streams.enter_context(old_chat(front.url, "debug", LONG, history_id="-1", user_id="2"))
         for stream in (mine, other_history, other_user):
             next(stream.pieces())
@@ -140,9 +138,7 @@ class TestQueue:
         until(lambda: kernel.idle("parrot"), "the slot was freed")
         assert ledger().count("started") == 1
 
-    def test_those_that_still_wait_are_served_in_turn(
-        self, kernel: Kernel, ledger: Callable[[], list[str]]
-    ) -> None:
+    def test_those_that_still_wait_are_served_in_turn(self, kernel: Kernel, ledger: Callable[[], list[str]]) -> None:
         first = stream_chat(kernel.url, "parrot", LONG)
         first.first_text()
         queued = [stream_chat(kernel.url, "parrot", f"number {index}") for index in range(4)]
@@ -159,9 +155,7 @@ class TestQueue:
 
 def test_two_hundred_cancels_leave_no_slot_held(front: Kernel) -> None:
     for _ in range(25):
-        streams = [
-            begin(front.url) for begin in (just_sent, whole, just_sent, whole, just_sent, whole, whole, whole)
-        ]
+        streams = [begin(front.url) for begin in (just_sent, whole, just_sent, whole, just_sent, whole, whole, whole)]
         for stream in streams:
             stream.close()
     until(lambda: front.idle("debug"), "all slots were freed")

@@ -71,9 +71,7 @@ def register_old(kernel: Kernel, code: str, executor: Executor) -> None:
     """Register a running executor the way the old wire does: two fields and no lease."""
     fields = {"name": code, "endpoint": executor.url + "/chat"}
     assert post_form(kernel.url + "/v1.0/worker/register", fields).text == "Success"
-    until(
-        lambda: any(r["state"] == "ready" and "v1.0" in r["wire"] for r in kernel.replicas(code)), "it was ready"
-    )
+    until(lambda: any(r["state"] == "ready" and "v1.0" in r["wire"] for r in kernel.replicas(code)), "it was ready")
 
 
 class TestMidStream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 import sys
 import threading
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 import trustme
@@ -22,25 +22,18 @@ REFUSED_BY_KERNEL = 5
 
 def start(stage: Stage, *flags: str) -> Process:
     """`kuwa-executor debug` with these flags and no others."""
-    return stage.process(
-        [sys.executable, "-m", "kuwa.executor.cli", "debug", "--delay", "0", *flags], name="debug"
-    )
-
-
-def endpoint_of(kernel: Kernel, code: str) -> str:
-    (replica,) = kernel.replicas(code)
-    return replica["endpoint"]
+    return stage.process([sys.executable, "-m", "kuwa.executor.cli", "debug", "--delay", "0", *flags], name="debug")
 
 
 @contextmanager
-def recorder() -> Iterator[tuple[str, list[str]]]:
-    """A server that writes down which paths it was asked for, and refuses them all: its URL and the list."""
-    asked: list[str] = []
+def recorder() -> Iterator[tuple[str, list[tuple[str, dict[str, str]]]]]:
+    """A server that writes down each path it was asked for with its form, and refuses all: its URL and the list."""
+    asked: list[tuple[str, dict[str, str]]] = []
 
     class Refusing(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked.append(self.path)
-            self.rfile.read(int(self.headers.get("content-length") or 0))
+            form = self.rfile.read(int(self.headers.get("content-length") or 0)).decode()
+            asked.append((self.path, dict(parse_qsl(form))))
             self.send_response(404)
             self.send_header("content-length", "0")
             self.end_headers()
@@ -84,8 +77,7 @@ def test_version_is_the_prefix_of_the_worker_api(stage: Stage) -> None:
     with recorder() as (url, asked):
         process = start(stage, "--version", "v9.9", "--kernel_url", url)
         process.wait_for(lambda: asked or process.exit_code, "the kernel was contacted")
-        assert set(asked) <= {"/v9.9/worker/register"}
-        assert asked
+        assert {path for path, _ in asked} == {"/v9.9/worker/register"}
         assert process.wait(30) == REFUSED_BY_KERNEL
 
 
@@ -122,12 +114,10 @@ class TestHttps:
     def flags(self, authority: dict[str, str]) -> list[str]:
         return ["--delay", "0", "--https", "--tls_cert", authority["cert.pem"], "--tls_key", authority["key.pem"]]
 
-    def test_a_kernel_that_trusts_the_authority_relays_to_it(
-        self, stage: Stage, authority: dict[str, str]
-    ) -> None:
+    def test_a_kernel_that_trusts_the_authority_relays_to_it(self, stage: Stage, authority: dict[str, str]) -> None:
         kernel = stage.kernel("--ca_file", authority["ca.pem"])
         executor = stage.executor("debug", *self.flags(authority), kernel=kernel)
-        assert endpoint_of(kernel, "debug") == f"https://127.0.0.1:{executor.port}/chat"
+        assert kernel.origins("debug") == [f"https://127.0.0.1:{executor.port}"]
         assert chat_text(kernel.url, "debug", "in secret") == "in secret"
         trusting = ssl.create_default_context(cafile=authority["ca.pem"])
         secure = f"https://127.0.0.1:{executor.port}"
@@ -147,13 +137,24 @@ class TestHttps:
         """What the old option did: say https at the kernel, whoever ends TLS."""
         process = start(stage, "--https", "--host", "127.0.0.1", "--kernel_url", kernel.url)
         process.wait_for(lambda: kernel.replicas("debug"), "it registered")
-        assert endpoint_of(kernel, "debug").startswith("https://127.0.0.1:")
+        assert kernel.origins("debug")[0].startswith("https://127.0.0.1:")
 
 
 def test_host_is_what_is_registered(stage: Stage, kernel: Kernel) -> None:
     executor = stage.executor("debug", "--delay", "0", "--host", "localhost", kernel=kernel)
-    assert endpoint_of(kernel, "debug") == f"http://localhost:{executor.port}/chat"
+    assert kernel.origins("debug") == [f"http://localhost:{executor.port}"]
     assert chat_text(kernel.url, "debug", "hi") == "hi"
+
+
+def test_what_is_registered_is_made_of_https_host_port_and_executor_path(stage: Stage) -> None:
+    with recorder() as (url, asked):
+        port = str(stage.port())
+        flags = ["--https", "--host", "models.example", "--port", port, "--executor_path", "/a/b", "--access_code", "c"]
+        process = start(stage, "--kernel_url", url, *flags)
+        process.wait_for(lambda: asked or process.exit_code, "the kernel was contacted")
+        _, form = asked[0]
+        assert (form["name"], form["endpoint"]) == ("c", f"https://models.example:{port}/a/b")
+        process.wait(30)
 
 
 def test_port_is_the_one_that_is_served(stage: Stage, kernel: Kernel) -> None:
@@ -167,15 +168,13 @@ def test_without_port_each_executor_finds_a_free_one(stage: Stage, kernel: Kerne
     for _ in range(2):
         start(stage, "--kernel_url", kernel.url)
     until(lambda: kernel.ready("debug", replicas=2), "both were ready", timeout_s=30)
-    ports = {int(re.findall(r":(\d+)/", replica["endpoint"])[0]) for replica in kernel.replicas("debug")}
-    assert len(ports) == 2
-    for port in ports:
-        assert fetch(f"http://127.0.0.1:{port}/health").status == 204
+    assert len(set(kernel.origins("debug"))) == 2
+    for origin in kernel.origins("debug"):
+        assert fetch(origin + "/health").status == 204
 
 
 def test_executor_path_moves_the_chat_and_its_abort(stage: Stage, kernel: Kernel) -> None:
     executor = stage.executor("debug", "--delay", "0", "--executor_path", "/talk/here", kernel=kernel)
-    assert endpoint_of(kernel, "debug") == executor.url + "/talk/here"
     assert post_form(executor.url + "/talk/here", old_form("debug", "hi")).text == "hi"
     assert executor.get("/talk/here/abort").json() == {"msg": "No process to abort"}
     assert post_form(executor.url + "/chat", old_form("debug", "hi")).status == 404
@@ -194,7 +193,7 @@ def test_kernel_url_may_hold_a_path_of_its_own(stage: Stage) -> None:
     with recorder() as (url, asked):
         process = start(stage, "--kernel_url", url + "behind/a/proxy/")
         process.wait_for(lambda: asked or process.exit_code, "the kernel was contacted")
-        assert asked[0] == "/behind/a/proxy/v1.0/worker/register"
+        assert asked[0][0] == "/behind/a/proxy/v1.0/worker/register"
         process.wait(30)
 
 
