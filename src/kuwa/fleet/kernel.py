@@ -13,12 +13,14 @@ TIMEOUT_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One line of what is served: a replica of an access code, as the kernel names its state."""
+    """One line of what is served: a replica of an access code, and the kernel's name for the state it is in
+    (`since_s`: for so many seconds)."""
 
     access_code: str
     executor: str
     state: str
     endpoint: str
+    since_s: float = 0.0
 
 
 class _Replica(msgspec.Struct, frozen=True):
@@ -26,6 +28,7 @@ class _Replica(msgspec.Struct, frozen=True):
     state: str
     endpoint: str
     executor: str = ""
+    since_s: float = 0.0
 
 
 class _Report(msgspec.Struct, frozen=True):
@@ -55,4 +58,8 @@ async def served(kernel_url: str) -> list[Served]:
         report = _decode(response.body)
     except (KuwaError, msgspec.MsgspecError):
         return []
-    return [Served(code, r.executor, r.state, r.endpoint) for r in report.replicas for code in r.access_codes]
+    return [
+        Served(code, replica.executor, replica.state, replica.endpoint, replica.since_s)
+        for replica in report.replicas
+        for code in replica.access_codes
+    ]

@@ -150,9 +150,11 @@ class Supervision:
 
     # What happened
 
-    def ready(self, name: str, now: float) -> None:
+    def ready(self, name: str, now: float, since_s: float = 0.0) -> None:
+        """The program is ready, and has been for `since_s`. What was ready before this one started is its dead
+        predecessor, whose lease has not run out yet."""
         course = self._courses[name]
-        if course.phase == "starting":
+        if course.phase == "starting" and now - since_s >= course.started_at:
             course.phase, course.was_ready = "ready", True
             self._news.append(Ready(course.program, now - course.started_at))
 

@@ -138,18 +138,19 @@ class Fleet:
     async def _look_for_readiness(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            awaited = {program.name: program.access_code for program in self._supervision.starting()}
-            if KERNEL in awaited:
-                ready = {KERNEL} if await kernel.is_live(self._settings.kernel_url) else set[str]()
-            elif any(awaited.values()):
-                rows = await kernel.served(self._settings.kernel_url)
-                codes = {row.access_code for row in rows if row.state == "ready"}
-                ready = {name for name, code in awaited.items() if code in codes}
-            else:
-                continue
-            for name in ready:
-                self._supervision.ready(name, time.monotonic())
-                self._something_happened.set()
+            awaited = self._supervision.starting()
+            codes = {program.access_code: program.name for program in awaited if program.kind == "executor"}
+            if any(program.kind == "kernel" for program in awaited):
+                if await kernel.is_live(self._settings.kernel_url):
+                    self._is_ready(KERNEL)
+            elif codes:
+                for row in await kernel.served(self._settings.kernel_url):
+                    if row.state == "ready" and row.access_code in codes:
+                        self._is_ready(codes[row.access_code], row.since_s)
+
+    def _is_ready(self, name: str, since_s: float = 0.0) -> None:
+        self._supervision.ready(name, time.monotonic(), since_s)
+        self._something_happened.set()
 
     async def _do(self, action: Action, tasks: asyncio.TaskGroup) -> None:
         match action:

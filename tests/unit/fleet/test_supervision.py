@@ -109,6 +109,16 @@ def test_a_program_that_dies_is_started_again_after_a_pause_that_doubles() -> No
     assert fleet.step(now + 1000) == []
 
 
+def test_a_dead_predecessor_that_still_holds_its_lease_does_not_count_as_ready() -> None:
+    fleet = serving()
+    fleet.exited("debug", -9, 10.0)
+    fleet.step(10.5)
+    fleet.ready("debug", 11.0, since_s=10.0)
+    assert fleet.phase("debug") == "starting"
+    fleet.ready("debug", 12.0, since_s=0.2)
+    assert fleet.phase("debug") == "ready"
+
+
 def test_a_death_after_a_long_life_counts_anew() -> None:
     fleet = serving()
     now = 1.0
