@@ -103,9 +103,7 @@ def test_an_executor_that_dies_is_reported_with_its_log_and_started_again(up: Up
     before = up.child("dummy")
     before.kill()
     up.process.wait_for(lambda: "dummy ended by itself (SIGKILL)" in up.process.log, "the death was reported")
-    up.process.wait_for(
-        lambda: len(re.findall(r"dummy is ready", up.process.log)) == 2, "it was ready a second time"
-    )
+    up.process.wait_for(lambda: len(re.findall(r"dummy is ready", up.process.log)) == 2, "it was ready a second time")
     assert up.child("dummy").pid != before.pid
     assert "dummy.log" in up.process.log
     assert chat_text(up.url, "dummy", "hello")
@@ -198,9 +196,7 @@ def test_a_model_that_is_not_there_is_named_at_once(stage: Stage, tmp_path: Path
     assert f"There is no file {tmp_path / 'absent.gguf'}" in line
 
 
-def test_a_model_that_is_no_gguf_is_given_up_with_its_reason_and_the_others_run(
-    stage: Stage, tmp_path: Path
-) -> None:
+def test_a_model_that_is_no_gguf_is_given_up_with_its_reason_and_the_others_run(stage: Stage, tmp_path: Path) -> None:
     model = tmp_path / "broken.gguf"
     model.write_bytes(b"this is no model")
     running = start(stage, tmp_path, "--model", str(model))

@@ -166,7 +166,7 @@ class Fleet:
         try:
             with _fresh_log(self._log(program)).open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-u", "-m", "kuwa.fleet.leash", program.module, *program.arguments),
+                    *_command(program),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=log,
                     stderr=asyncio.subprocess.STDOUT,
@@ -213,6 +213,11 @@ class Fleet:
 
     def _log(self, program: Program) -> Path:
         return self._logs / f"{program.name.replace('/', '_')}.log"
+
+
+def _command(program: Program) -> list[str]:
+    """Its command line: output unbuffered, and nothing imported from the folder one happens to stand in."""
+    return [sys.executable, "-P", "-u", "-m", "kuwa.fleet.leash", program.module, *program.arguments]
 
 
 def _fresh_log(path: Path) -> Path:
