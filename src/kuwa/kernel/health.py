@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,12 +46,37 @@ def _wake(settled: list[Ticket]) -> None:
             ticket.granted()
 
 
-class Watch:
-    """Ticks for as long as the kernel runs. One poll per replica is under way at a time."""
+class TickingClock:
+    """Monotonic seconds: `now` as of the last tick, which costs nothing to read, and `time()` exactly."""
 
-    def __init__(self, registry: Registry, dispatcher: Dispatcher, tls: ssl.SSLContext | None) -> None:
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        self.now = monotonic()
+
+    def time(self) -> float:
+        return monotonic()
+
+
+class Watch:
+    """Ticks for as long as the kernel runs. One poll per replica is under way at a time.
+
+    `sweeps` are called with the time at each tick, after registry and dispatcher.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        dispatcher: Dispatcher,
+        *,
+        clock: TickingClock,
+        sweeps: Sequence[Callable[[float], None]] = (),
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._registry = registry
         self._dispatcher = dispatcher
+        self._clock = clock
+        self._sweeps = sweeps
         self._tls = tls
         self._polls: set[asyncio.Task[None]] = set()
 
@@ -64,9 +90,12 @@ class Watch:
                 poll.cancel()
 
     def _tick(self, now: float) -> None:
+        self._clock.now = now
         self._registry.expire(now)
         settle(self._registry, self._dispatcher, now)
         _wake(self._dispatcher.sweep(now))
+        for sweep in self._sweeps:
+            sweep(now)
         for replica in self._registry.polls_due(now):
             poll = asyncio.get_running_loop().create_task(self._poll(replica))
             self._polls.add(poll)

@@ -56,6 +56,9 @@ class Settings:
     drain_s: float = 10.0
 
 
+DEFAULTS = Settings()
+
+
 def load(flags: Mapping[str, object], environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from parsed flags (None or an empty list where not given) and the environment.
 
@@ -64,15 +67,15 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str] | None = None) 
     env = os.environ if environ is None else environ  # noqa: TID251 - the one place of the kernel that reads it
     source = _Source(flags, env)
     settings = Settings(
-        host=source.one("host", str, Settings.host),
-        port=source.one("port", _port, Settings.port),
-        log_level=source.one("log_level", _log_level, Settings.log_level),
+        host=source.one("host", str, DEFAULTS.host),
+        port=source.one("port", _port, DEFAULTS.port),
+        log_level=source.one("log_level", _log_level, DEFAULTS.log_level),
         upstreams=tuple(parse_upstream(text, env) for text in source.many("upstream")),
         allowed_hosts=tuple(source.many("allowed_host")),
         allowed_executors=tuple(source.many("allowed_executor")),
-        insecure_no_auth=source.one("insecure_no_auth", _switch, Settings.insecure_no_auth),
-        ca_file=source.one("ca_file", _readable_file, Settings.ca_file),
-        drain_s=source.one("drain_s", _seconds, Settings.drain_s),
+        insecure_no_auth=source.one("insecure_no_auth", _switch, DEFAULTS.insecure_no_auth),
+        ca_file=source.one("ca_file", _readable_file, DEFAULTS.ca_file),
+        drain_s=source.one("drain_s", _seconds, DEFAULTS.drain_s),
     )
     if not may_listen(settings.host, insecure_no_auth=settings.insecure_no_auth):
         raise BadSetting(

@@ -8,7 +8,7 @@ kernel listens.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import SplitResult, urlsplit
 
 from kuwa.http.guard import is_loopback
@@ -24,13 +24,14 @@ MAX_ACCESS_CODES = 100
 class EndpointRule:
     """Which endpoints may be registered by whom.
 
-    `allowed` are the hosts of `--allowed_executor` (names or addresses, allowed to everyone); `own` are this
-    machine's names and addresses, which a registrant on this machine may use.
+    `allowed` are the hosts of `--allowed_executor` (names or addresses, allowed to everyone); `own` tells this
+    machine's names and addresses, which a registrant on this machine may use. It is asked when they matter: a
+    laptop's change.
     """
 
-    def __init__(self, allowed: Iterable[str] = (), own: Iterable[str] = ()) -> None:
+    def __init__(self, allowed: Iterable[str] = (), own: Callable[[], Iterable[str]] = tuple) -> None:
         self._allowed = frozenset(_canonical(host) for host in allowed)
-        self._own = frozenset(_canonical(host) for host in own)
+        self._own = own
 
     def check(self, url: str, peer: str) -> None:
         """Raise InvalidRequest for what is no endpoint, ForbiddenEndpoint for one on another's machine.
@@ -48,7 +49,9 @@ class EndpointRule:
 
     def _is_registrants(self, host: str, peer: str) -> bool:
         # Loopback means this machine: to a registrant elsewhere it would be somebody else's server.
-        return host == peer or (is_loopback(peer) and (is_loopback(host) or host in self._own))
+        if host == peer:
+            return True
+        return is_loopback(peer) and (is_loopback(host) or any(host == _canonical(name) for name in self._own()))
 
 
 def check_registration(registration: Registration, rule: EndpointRule, peer: str) -> None:

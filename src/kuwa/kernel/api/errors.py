@@ -28,12 +28,12 @@ def kuwa_error(request: Request, error: Exception) -> Response:
 def http_error(request: Request, error: Exception) -> Response:
     """Starlette's own refusals (no such route, not by this method) in the OpenAI shape."""
     status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = dict((error.headers if isinstance(error, HTTPException) else None) or {})
     where = f"{request.method} {request.url.path[:200]}"
     if status == 404:
         answer = NotFound(f"There is no route {where}. GET / shows what this kernel serves.")
     elif status == 405:
-        answer = MethodNotAllowed(f"{where} is not to be had: this route takes another method.")
+        answer = MethodNotAllowed(f"{where} is refused: this route takes {headers.get('Allow', 'another method')}.")
     else:
         answer = InvalidRequest(f"{where} was refused.")
-    headers = (error.headers if isinstance(error, HTTPException) else None) or {}
-    return Response(answer.body(), answer.status, dict(headers), media_type="application/json")
+    return Response(answer.body(), answer.status, headers, media_type="application/json")

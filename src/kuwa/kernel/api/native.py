@@ -138,7 +138,7 @@ class WorkerApi:
         running = sum(replica.running for replica in alive)
         parts = [
             (
-                f'<p class="dim">Kuwa {escape(__version__)} · {len(alive)} executors · {running} requests running'
+                f'<p class="dim">Kuwa {escape(__version__)} · executors: {len(alive)} · requests running: {running}'
                 f"{' · <strong>the kernel is stopping</strong>' if self._draining() else ''}"
                 f" · renewed every {REFRESH_S} s</p>"
             )

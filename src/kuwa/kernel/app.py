@@ -1,0 +1,205 @@
+"""Builds the kernel of its parts, holds the one table of all its routes, and serves until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+
+import psutil
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from kuwa.http.exchange import Handler
+from kuwa.http.guard import HostGuard
+from kuwa.http.server import Server
+from kuwa.http.upstream import UpstreamPool, tls_context
+from kuwa.kernel import log as kernel_log
+from kuwa.kernel.api.errors import http_error, kuwa_error
+from kuwa.kernel.api.form_chat import FormChatRoutes
+from kuwa.kernel.api.native import WorkerApi
+from kuwa.kernel.api.openai import OpenAIRoutes
+from kuwa.kernel.api.status import StatusApi
+from kuwa.kernel.chat import Chat
+from kuwa.kernel.dispatcher import Dispatcher
+from kuwa.kernel.health import TickingClock, Watch
+from kuwa.kernel.metrics import Collector, Exposition, Metrics
+from kuwa.kernel.registry import Registry
+from kuwa.kernel.settings import BadSetting, Settings
+from kuwa.kernel.trust import EndpointRule
+from kuwa.wire.errors import KuwaError, MethodNotAllowed
+from kuwa.wire.names import RequestIds
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("kuwa.kernel")
+
+
+class Kernel:
+    """Every part of one kernel, made and connected. Nothing runs before `listen`."""
+
+    def __init__(self, settings: Settings) -> None:
+        tls = _tls(settings)
+        clock = TickingClock()
+        ids = RequestIds()
+        self.settings = settings
+        self.registry = Registry()
+        self.dispatcher = Dispatcher(self.registry)
+        self.metrics = Metrics()
+        self.pool = UpstreamPool(tls=tls)
+        self.chat = Chat(dispatcher=self.dispatcher, pool=self.pool, metrics=self.metrics, clock=clock)
+        self.openai = OpenAIRoutes(self.chat, ids)
+        self.form_chat = FormChatRoutes(self.chat, ids)
+        self.workers = WorkerApi(
+            self.registry,
+            self.dispatcher,
+            EndpointRule(settings.allowed_executors, own_addresses),
+            draining=lambda: self.chat.draining,
+        )
+        self.status = StatusApi(
+            self.registry,
+            self.dispatcher,
+            Exposition(Collector(self.metrics, self.registry, self.dispatcher)),
+            request_status=self.chat.status,
+            draining=lambda: self.chat.draining,
+            clock_offset=time.time() - clock.now,
+        )
+        self.watch = Watch(
+            self.registry, self.dispatcher, clock=clock, sweeps=(self.chat.sweep, self.pool.sweep), tls=tls
+        )
+        hot, cold = routes(self)
+        self.server = Server(hot=hot, app=_application(cold), guard=HostGuard(settings.allowed_hosts))
+        for upstream in settings.upstreams:
+            authorization = f"Bearer {upstream.key}".encode() if upstream.key else b""
+            self.registry.add_upstream(
+                upstream.access_code, upstream.base_url, upstream.model, authorization, clock.now
+            )
+
+    async def listen(self) -> int:
+        """Begin to serve; returns the port. Raises CannotListen."""
+        return await self.server.listen(self.settings.host, self.settings.port)
+
+    async def drain(self) -> bool:
+        """Refuse new requests, let those under way end. Whether all did within the time for it."""
+        self.chat.draining = True
+        return await self.server.drain(self.settings.drain_s)
+
+    def close(self) -> None:
+        """Cut what is left."""
+        self.server.close()
+        self.pool.close()
+
+
+def routes(kernel: Kernel) -> tuple[dict[str, Handler], list[Route]]:
+    """Every route: those that bypass the framework (POST on exactly that path), and all others."""
+    hot: dict[str, Handler] = {**kernel.openai.handlers, **kernel.form_chat.handlers}
+    workers, status = kernel.workers, kernel.status
+    cold = [
+        Route("/", status.front),
+        Route("/health", status.health),
+        Route("/livez", status.live),
+        Route("/readyz", status.ready),
+        Route("/metrics", status.metrics),
+        Route("/v1/models", status.models),
+        Route("/v1/models/{id:path}", status.model),
+        Route("/v1/requests/{id}", status.request),
+        Route("/v1.0/worker/register", workers.register, methods=["POST"]),
+        Route("/v1.0/worker/unregister", workers.unregister, methods=["POST"]),
+        Route("/v1.0/worker/schedule", workers.schedule, methods=["POST"]),
+        Route("/v1.0/worker/list", workers.list),
+        Route("/v1.0/worker/debug", workers.debug, methods=["GET", "POST"]),
+        # A hot path comes here only by another method than POST.
+        *(Route(path, _only_post, methods=["POST"]) for path in hot),
+    ]
+    return hot, cold
+
+
+async def _only_post(request: Request) -> Response:
+    raise MethodNotAllowed(f"{request.url.path} takes POST only.")
+
+
+def _application(cold: list[Route]) -> Starlette:
+    application = Starlette(
+        routes=cold,
+        exception_handlers={HTTPException: http_error, KuwaError: kuwa_error, Exception: kuwa_error},
+    )
+    # A redirect would be built from the request's Host; a path is either a route or it is none.
+    application.router.redirect_slashes = False
+    return application
+
+
+async def serve(settings: Settings) -> int:
+    """Run a kernel until SIGTERM or SIGINT; returns the exit code. Raises BadSetting, CannotListen."""
+    kernel_log.configure(settings.log_level)
+    kernel = Kernel(settings)
+    stopping = asyncio.Event()
+    with _signals(stopping, kernel.close):
+        port = await kernel.listen()
+        # The watch comes first: an executor's first renewal must find the clock running.
+        watch = asyncio.create_task(kernel.watch.run(), name="kuwa-watch")
+        _announce(settings, port)
+        stopped = asyncio.create_task(stopping.wait())
+        try:
+            await asyncio.wait((watch, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if watch.done():
+                log.critical("the kernel's watch failed; stopping", exc_info=watch.exception())
+                return 1
+            log.info("stopping: requests under way may end", seconds=settings.drain_s)
+            if not await kernel.drain():
+                log.warning("requests were still under way when the time to stop was over")
+            return 0
+        finally:
+            watch.cancel()
+            stopped.cancel()
+            kernel.close()
+
+
+@contextmanager
+def _signals(stopping: asyncio.Event, at_once: Callable[[], None]) -> Generator[None]:
+    """The first SIGTERM or SIGINT sets `stopping`; the next one ends everything at once."""
+
+    def stop() -> None:
+        if stopping.is_set():
+            at_once()
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _announce(settings: Settings, port: int) -> None:
+    """One line on standard output for the person or the program that started the kernel."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    sys.stdout.write(f"Kuwa kernel: http://{host}:{port}\n")
+    sys.stdout.flush()
+    if settings.insecure_no_auth:
+        log.warning("--insecure_no_auth: everyone who reaches this address may use every model", host=settings.host)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext:
+    try:
+        return tls_context(settings.ca_file or None)
+    except OSError as error:
+        raise BadSetting(f"--ca_file {settings.ca_file}: it holds no certificates in PEM form ({error}).") from error
+
+
+def own_addresses() -> Iterator[str]:
+    """The names and addresses by which executors on this machine may call it."""
+    yield socket.gethostname()
+    for addresses in psutil.net_if_addrs().values():
+        for address in addresses:
+            if address.family in (socket.AF_INET, socket.AF_INET6):
+                yield address.address.partition("%")[0]
