@@ -7,6 +7,7 @@ operator set fills in what the client left open. The answer's events come back a
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from importlib import import_module
@@ -54,9 +55,7 @@ class ChatGPTExecutor(LLMExecutor):
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group("Model Options")
-        group.add_argument(
-            "--api_key", default=None, help=f"The API key; {KEY_VARIABLE} in the environment otherwise"
-        )
+        group.add_argument("--api_key", default=None, help=f"The API key; {KEY_VARIABLE} in the environment otherwise")
         group.add_argument(
             "--no_override_api_key", action="store_true", help="Do not let a request bring a key of its own"
         )
@@ -69,9 +68,7 @@ class ChatGPTExecutor(LLMExecutor):
             help="The model's context in tokens; old turns are cut to it",
         )
         group.add_argument("--system_prompt", default=None, help="The system prompt of conversations without one")
-        group.add_argument(
-            "--no_system_prompt", action="store_true", help="Put no system prompt before a conversation"
-        )
+        group.add_argument("--no_system_prompt", action="store_true", help="Put no system prompt before a conversation")
         add_options(parser, PARAMETERS)
 
     def setup(self) -> None:
@@ -85,6 +82,8 @@ class ChatGPTExecutor(LLMExecutor):
             environment=self.environment.get(KEY_VARIABLE, "").strip(),
             requests_may_bring=not self.args.no_override_api_key,
         )
+        if not self.keys:
+            logging.getLogger(__name__).warning("chatgpt has no API key of its own. %s", self.keys.ways())
         try:
             import_module("openai")  # a second's work: here in the thread, not on the event loop
         except ImportError as error:
@@ -153,9 +152,7 @@ class Keys:
 
     def ways(self) -> str:
         """How a key can be given."""
-        brought = (
-            "Send one with the request (header X-Kuwa-Provider-Key, or openai_token in the v1.0 form), or have"
-        )
+        brought = "Send one with the request (header X-Kuwa-Provider-Key, or openai_token in the v1.0 form), or have"
         return (
             f"{brought if self._requests_may_bring else 'Have'} the executor started with --api_key or with "
             f"{KEY_VARIABLE} in its environment; a server that asks for no key takes any, such as --api_key dummy."

@@ -75,15 +75,11 @@ def refusal(
     param = param if isinstance(param, str) else None
     match status:
         case 401:
-            return InvalidApiKey(
-                f"{answered} (The key came from {origin.key_source}; is it right for this server?)"
-            )
+            return InvalidApiKey(f"{answered} (The key came from {origin.key_source}; is it right for this server?)")
         case 403:
             return PermissionDenied(f"{answered} (The key came from {origin.key_source}.)")
         case 404:
-            return ModelNotFound(
-                f"{answered} (Asked for the model {origin.model!r}; see --model.){origin.url_hint}"
-            )
+            return ModelNotFound(f"{answered} (Asked for the model {origin.model!r}; see --model.){origin.url_hint}")
         case 408 | 504:
             return UpstreamTimeout(answered)
         case 413:

@@ -81,9 +81,7 @@ class EventStream:
         try:
             event = _decode_event(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise BadUpstream(
-                f"{self._origin.place} sent an event that is no chunk of an answer: {error}"
-            ) from error
+            raise BadUpstream(f"{self._origin.place} sent an event that is no chunk of an answer: {error}") from error
         if event.error:
             raise failures.broken_event(event.error, self._origin)
         return any(choice.finish_reason for choice in event.choices or ())
@@ -140,9 +138,7 @@ class Upstream:
         except httpx2.HTTPError as error:
             raise UpstreamLost(f"{origin.place} broke the connection off ({type(error).__name__}).") from error
 
-    def _call(
-        self, route: Route, body: dict[str, Any], origin: Origin
-    ) -> AbstractAsyncContextManager[_Response, None]:
+    def _call(self, route: Route, body: dict[str, Any], origin: Origin) -> AbstractAsyncContextManager[_Response, None]:
         headers = {"Authorization": f"Bearer {origin.key}"}
         # The body goes as `extra_body` because the SDK passes that on untouched, fields it does not know included;
         # the arguments its signature insists on are overwritten by it.
