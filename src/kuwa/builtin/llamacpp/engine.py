@@ -193,16 +193,11 @@ class Engine:
 
     async def call(self, path: str, payload: dict[str, Any]) -> Any:
         """POST `payload` to the child and decode its whole answer. Raises EngineLost and the child's errors."""
-        try:
-            async with asyncio.timeout(CALL_TIMEOUT_S), self._open("POST", path, payload) as response:
-                return msgspec.json.decode(await response.read())
-        except (TimeoutError, msgspec.MsgspecError) as error:
-            raise BadUpstream(f"The llama.cpp engine gave no sound answer to {path}.") from error
+        return await self._whole("POST", path, payload)
 
-    async def properties(self) -> dict[str, Any]:
-        """What llama.cpp says of itself at `/props`."""
-        async with self._open("GET", "/props", None) as response:
-            return msgspec.json.decode(await response.read(), type=dict[str, Any])
+    async def get(self, path: str) -> Any:
+        """What the child says of itself at `/props`, `/slots` and the like. Raises as `call` does."""
+        return await self._whole("GET", path, None)
 
     async def events(self, path: str, payload: dict[str, Any]) -> AsyncGenerator[bytes]:
         """POST `payload`, which asks for a stream, and yield the data of its events up to `[DONE]`.
@@ -218,6 +213,13 @@ class Engine:
                         return
                     yield event.data
         raise EngineLost("The llama.cpp engine ended its answer without an end.")
+
+    async def _whole(self, method: str, path: str, payload: dict[str, Any] | None) -> Any:
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S), self._open(method, path, payload) as response:
+                return msgspec.json.decode(await response.read())
+        except (TimeoutError, msgspec.MsgspecError) as error:
+            raise BadUpstream(f"The llama.cpp engine gave no sound answer to {path}.") from error
 
     @asynccontextmanager
     async def _open(self, method: str, path: str, payload: dict[str, Any] | None) -> AsyncGenerator[StreamedResponse]:

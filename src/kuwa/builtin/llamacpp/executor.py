@@ -114,7 +114,7 @@ class LlamaCppExecutor(LLMExecutor):
         except LoadFailed as error:
             raise SetupFailed(f"llama.cpp could not load {self._path}: {error}") from error
         try:
-            self.context_length = (await self._engine.properties())["default_generation_settings"]["n_ctx"]
+            self.context_length = (await self._engine.get("/props"))["default_generation_settings"]["n_ctx"]
             await self._try_template()
         except BaseException:
             await self._engine.stop()
