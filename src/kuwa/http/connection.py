@@ -80,6 +80,7 @@ class ServerConnection(asyncio.Protocol):
         "_body",
         "_body_size",
         "_closing",
+        "_completed",
         "_current",
         "_drain_waiters",
         "_head_size",
@@ -112,6 +113,7 @@ class ServerConnection(asyncio.Protocol):
         self._parsed: Head = cast("Head", None)
         self._body: list[bytes] = []
         self._body_size = 0
+        self._completed = 0
         self._memo_key: bytes | None = None
         self._queue: deque[tuple[Head, bytes]] = deque()
         self._current: Exchange | None = None
@@ -138,7 +140,7 @@ class ServerConnection(asyncio.Protocol):
         between = self._phase == "idle" or self._phase == "new"
         if between and self._current is None and not self._queue and self._from_memo(data):
             return
-        head_under_way = self._headers
+        completed = self._completed
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -150,7 +152,7 @@ class ServerConnection(asyncio.Protocol):
                 refusal = InvalidRequest(f"This is no HTTP/1.1 request: {_first_line(error)}")
             self._refuse(refusal)
             return
-        if self._phase == "head" and self._headers is head_under_way:
+        if self._phase == "head" and self._completed == completed:
             # The parser keeps an unfinished header line to itself: count what it was fed.
             self._head_size += len(data)
             if self._head_size > self.server.limits.head_bytes:
@@ -318,6 +320,7 @@ class ServerConnection(asyncio.Protocol):
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
         self._headers = []
+        self._completed += 1
         self._phase = "idle"
         self._since = self.server.now
         if self._current is None and not self._queue:

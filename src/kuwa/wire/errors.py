@@ -157,6 +157,7 @@ class RateLimited(KuwaError):
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
     retryable = True
+    retry_after_s = 1
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)

@@ -1,0 +1,62 @@
+"""The v1.0 forms: what is read, and what is refused with words."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kuwa.wire import form
+from kuwa.wire.errors import InvalidRequest
+
+TEXT = st.text(alphabet=st.characters(codec="utf-8"))
+
+
+@given(st.dictionaries(TEXT.filter(bool), TEXT, max_size=10))
+def test_a_form_survives_the_way(fields: dict[str, str]) -> None:
+    assert form.parse_form(form.encode_form(fields)) == fields
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"name=a&input=%E4%B8", b"name=%zz", b"name=%4", b"\xff\xfe", b"just text", b"&".join([b"a=1"] * 1000)],
+    ids=["cut UTF-8", "no hex", "cut escape", "raw bytes", "no field", "too many fields"],
+)
+def test_a_garbled_form_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="form"):
+        form.parse_form(body)
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(InvalidRequest, match="'endpoint'"):
+        form.required({"name": "a", "endpoint": ""}, "name", "endpoint")
+
+
+def test_a_history_becomes_openai_messages_and_the_place_of_the_answer_is_left_out() -> None:
+    text = (
+        '[{"msg":"hi","isbot":false},{"msg":"yes?","isbot":true},{"msg":null,"isbot":false},{"msg":null,"isbot":true}]'
+    )
+    assert form.parse_history(text) == [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes?"},
+        {"role": "user", "content": ""},
+    ]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["user", "assistant"]), TEXT), max_size=10))
+def test_a_history_survives_the_way(turns: list[tuple[str, str]]) -> None:
+    messages = [{"role": role, "content": text} for role, text in turns]
+    assert form.parse_history(form.encode_history(messages)) == messages
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"msg":1}]', "[" * 100_000, '[{"isbot":"yes"}]'])
+def test_what_is_no_history_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="input"):
+        form.parse_history(text)
+
+
+@pytest.mark.parametrize("text", ["__import__('os')", "[1.5]", "12", "[1", '["1"]', "[1] or 1", "[" * 100_000, "{}"])
+def test_only_a_list_of_integers_names_the_requests_to_abort(text: str) -> None:
+    assert form.parse_history_ids("[12,-5]") == [12, -5]
+    with pytest.raises(InvalidRequest, match="history_id"):
+        form.parse_history_ids(text)
