@@ -311,6 +311,7 @@ class Stage:
         *,
         name: str,
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
         tolerates_tracebacks: bool = False,
     ) -> Process:
         """Start any program; it belongs to this stage from then on."""
@@ -318,6 +319,7 @@ class Stage:
             argv,
             name=name,
             env=env if env is not None else self.environment(),
+            cwd=cwd,
             tolerates_tracebacks=tolerates_tracebacks,
         )
         self._processes.append(process)
@@ -326,11 +328,11 @@ class Stage:
     def environment(self, **extra: str) -> dict[str, str]:
         return environment(KUWA_HOME=str(self.folder), **extra)
 
-    def kernel(self, *flags: str, port: int | None = None, **env: str) -> Kernel:
+    def kernel(self, *flags: str, port: int | None = None, cwd: Path | None = None, **env: str) -> Kernel:
         """A kernel that answers."""
         port = port or self.port()
         argv = [sys.executable, "-m", "kuwa.kernel.cli", "--port", str(port), *flags]
-        process = self.process(argv, name="kernel", env=self.environment(**env))
+        process = self.process(argv, name="kernel", env=self.environment(**env), cwd=cwd)
         process.wait_for(lambda: _answers(f"http://127.0.0.1:{port}/livez"), "the kernel answered")
         return Kernel(process, port)
 
