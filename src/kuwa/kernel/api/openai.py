@@ -50,7 +50,7 @@ class OpenAIDialect:
 
     def outgoing(self, request: ChatRequest, replica: Replica) -> Outgoing:
         if replica.wire == "openai":
-            body = request.body if replica.source != "upstream" else body_for_upstream(request.body, replica.model)
+            body = body_for_upstream(request.body, replica.model) if replica.model else request.body
             return Outgoing(replica.base_url + request.route, JSON, body)
         if request.route != "/chat/completions":
             raise Unsupported(f"{request.access_code!r} is served by an executor of the v1.0 wire, which only chats.")
