@@ -34,7 +34,7 @@ test: $(VENV)/dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n $(JOBS) --dist loadscope $(TESTS)
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup $(TESTS)
 
 bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/run.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import sys
 import threading
@@ -220,16 +221,23 @@ class TestBodies:
         assert answer.status == 400, answer
         assert answer.text.strip()
 
-    @pytest.mark.parametrize("field", ["kuwa", "endpoint", "name"])
-    @pytest.mark.parametrize("value", ["", "{", "[" * DEEP, "\x00", "javascript:alert(1)", "http://[::1", "a b"])
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            *(("kuwa", value) for value in ("{", "[" * DEEP, "\x00", "null", "[]", '{"executor_id": 1}')),
+            *(
+                ("endpoint", value)
+                for value in ("", "{", "\x00", "javascript:alert(1)", "http://[::1", "http:// /chat")
+            ),
+            *(("name", value) for value in ("", "\x00", "a b", "a,b", "\u200b", "bot/x", "x" * 201)),
+        ],
+    )
     def test_a_registration_that_is_none_is_refused(self, front: Kernel, field: str, value: str) -> None:
-        before = front.served()
-        fields = {"name": "evil", "endpoint": "http://127.0.0.1:1/chat"}
-        if field == "kuwa" and value == "":
-            pytest.skip("an empty field `kuwa` is an old executor's registration")
-        answer = post_form(front.url + "/v1.0/worker/register", {**fields, field: value})
-        assert 400 <= answer.status < 500, answer
-        assert front.served().keys() == before.keys()
+        fields = {"name": "evil", "endpoint": "http://127.0.0.1:1/chat", field: value}
+        answer = post_form(front.url + "/v1.0/worker/register", fields)
+        assert answer.status == 400, answer
+        assert answer.text
+        assert list(front.served()) == ["debug"]
 
 
 def request(head: str, body: bytes = b"", path: str = "/v1/chat/completions") -> bytes:
@@ -280,7 +288,7 @@ class TestSmuggling:
         port = front.port if where == "kernel" else int(origin.rpartition(":")[2])
         answer = send_raw(port, SMUGGLING[shape], timeout_s=2)
         assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), answer
-        assert answer.count(b"HTTP/1.") == 1, answer
+        assert len(re.findall(rb"HTTP/1\.[01] \d\d\d ", answer)) == 1, answer
 
     def test_chunked_as_it_should_be_is_served(self, front: Kernel) -> None:
         body = b'{"model": "debug", "messages": [{"role": "user", "content": "hi"}]}'

@@ -132,13 +132,14 @@ class TestOldExecutorOnOurKernel:
             assert (answer.status, answer.error["code"]) == (400, "unsupported")
 
     def test_two_replicas_work_at_once_and_a_third_request_waits(self, old: OldExecutors) -> None:
+        text = LONG[:250]
         for _ in range(2):
             old.start("debug", "old", "--delay", "0.004")
         with ThreadPoolExecutor(3) as clients:
-            answers = [clients.submit(chat_text, old.kernel.url, "old", LONG) for _ in range(3)]
+            answers = [clients.submit(chat_text, old.kernel.url, "old", text) for _ in range(3)]
             until(lambda: [r["running"] for r in old.kernel.replicas("old")] == [1, 1], "both replicas worked")
             until(lambda: old.kernel.metric("kuwa_queue_depth", access_code="old") == 1, "the third one waited")
-            assert [answer.result() for answer in answers] == [LONG] * 3
+            assert [answer.result() for answer in answers] == [text] * 3
         until(lambda: old.kernel.idle("old"), "all slots were freed")
 
     @pytest.mark.parametrize("how", ["closing the connection", "v1.0 abort", "closing a v1.0 connection"])
@@ -240,9 +241,7 @@ class TestOurExecutorOnAnOldKernel:
         assert executor.process.stop() == 0
         assert fetch(old_kernel.url + "/v1.0/worker/list").json() == []
 
-    def test_it_does_not_take_a_silent_old_kernel_for_one_of_ours(
-        self, stage: Stage, old_kernel: OldKernel
-    ) -> None:
+    def test_it_does_not_take_a_silent_old_kernel_for_one_of_ours(self, stage: Stage, old_kernel: OldKernel) -> None:
         """The old kernel knows no leases: one registration, not one every two seconds that it calls a failure."""
         old_kernel.start(stage, "--delay", "0")
         until(lambda: old_kernel.said("register debug"), "it registered")
@@ -345,9 +344,7 @@ class TestExecutorsOf2024:
         assert chat_text(kernel.url, "own", "hi")
         assert process.stop() == 0
 
-    @pytest.mark.parametrize(
-        "how", ["an OpenAI stream is left", "an OpenAI chat is left", "v1.0 abort", "SIGKILL"]
-    )
+    @pytest.mark.parametrize("how", ["an OpenAI stream is left", "an OpenAI chat is left", "v1.0 abort", "SIGKILL"])
     @pytest.mark.parametrize("file", ["may_2024_executor.py", "june_2024_executor.py"])
     def test_its_abort_is_called_and_its_iterator_closed(
         self, stage: Stage, kernel: Kernel, file: str, how: str
@@ -366,9 +363,7 @@ class TestExecutorsOf2024:
                 next(stream.pieces())
                 assert old_abort(kernel.url, -8).text == "Success"
                 stream.read()
-        until(
-            lambda: set(custom.fates()) >= {"aborted", "closed"}, f"abort and close were noted: {custom.fates()}"
-        )
+        until(lambda: set(custom.fates()) >= {"aborted", "closed"}, f"abort and close were noted: {custom.fates()}")
         assert custom.fates().count("aborted") == 1
         assert custom.fates().count("closed") == 1
         assert "done" not in custom.fates()
