@@ -51,8 +51,10 @@ def main() -> int:
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=ChildConfig)
     _die_with(config.parent)
     threading.Thread(target=_exit_at_end, args=(sys.stdin.fileno(),), daemon=True).start()
-    for name, value in config.environment.items():
-        os.putenv(name, value)  # for the engine's own code: it reads the C environment when it is loaded
+    # For llama.cpp's own code, which reads the C environment. Without a debugger's backtrace it dies at once, and
+    # the last line of its log is the reason.
+    for name, value in {"GGML_NO_BACKTRACE": "1", **config.environment}.items():
+        os.putenv(name, value)
     xllamacpp: Any = import_module("xllamacpp")
     try:
         server = xllamacpp.Server(_parameters(config, xllamacpp.CommonParams()))

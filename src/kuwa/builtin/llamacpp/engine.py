@@ -66,8 +66,8 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: EngineError = EngineError()
 
 
-_ERROR = re.compile(r"[\d.]+ E +")
-"""What an error in llama.cpp's log begins with: the time since its start, and the level."""
+_ERROR = re.compile(r"[\d.]+ E +|(?=.*GGML_ASSERT)")
+"""What an error in llama.cpp's log begins with (the time since its start and the level), or a failed assertion."""
 
 _decode_error = msgspec.json.Decoder(ErrorBody).decode
 _decode_ready = msgspec.json.Decoder(Ready).decode
@@ -130,7 +130,7 @@ class Child:
     def load_fault(self) -> str:
         """Why the model could not be loaded: of all errors that llama.cpp logs then, the first is the cause."""
         error = next((line for line in self.tail if _ERROR.match(line)), None)
-        return _ERROR.sub("", error) if error is not None else self.last_words()
+        return _ERROR.sub("", error, count=1) if error is not None else self.last_words()
 
     def last_words(self) -> str:
         """The end of llama.cpp's log."""
