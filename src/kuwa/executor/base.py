@@ -48,7 +48,8 @@ class LLMExecutor:
       `"resume"`. A request that needs one that is missing is refused before `llm_compute` sees it;
     - `handles_stop`: True if `llm_compute` ends by itself at the request's `stop` strings; else the framework
       cuts the answer there;
-    - `context_length`: in tokens, 0 where unknown; may be set on the object in `setup`.
+    - `context_length`: in tokens, 0 where unknown; may be set on the object in `setup`;
+    - `provider_key_field`: the field of the v1.0 form that holds a user's own key for this model's provider.
     """
 
     LLM_name: str | None = None
@@ -57,6 +58,7 @@ class LLMExecutor:
     capabilities: tuple[str, ...] = ()
     handles_stop: bool = False
     context_length: int = 0
+    provider_key_field: str = "openai_token"
 
     def __init__(self) -> None:
         started = invocation.current() or _from_command_line()
@@ -72,6 +74,7 @@ class LLMExecutor:
             parser.error(str(error))
         self.concurrency = self.settings.concurrency
         self.default_name = started.name
+        self.environment = started.environment
         self._adopt_old_names()
 
     def _adopt_old_names(self) -> None:
@@ -118,8 +121,8 @@ class LLMExecutor:
         raise NotImplementedError(f"{type(self).__name__} has no llm_compute method; write one")
 
     def abort(self, *args: Any, **kwargs: Any) -> Any:
-        """Called once for each request that is cancelled, after its iterator was closed; may be `async`, and may
-        declare `request`. What it returns is the text that the old wire's abort answers with."""
+        """Called once for each request that is cancelled, while its iterator is being closed. May be `async`, and
+        may declare `request`. What it returns is the text that the old wire's abort answers with."""
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Turn texts into vectors."""

@@ -168,7 +168,7 @@ class Intake:
             language=language,
         )
 
-    def embedding(self, request_id: str, data: bytes) -> tuple[EmbedRequest, bool]:
+    def embedding(self, request_id: str, data: bytes, key: str) -> tuple[EmbedRequest, bool]:
         """Read the body of `/v1/embeddings`, and whether vectors are to be base64."""
         body = _decode(data)
         fields = _convert(body, _EmbedBody)
@@ -178,11 +178,16 @@ class Intake:
         if not inputs:
             raise InvalidRequest("input holds nothing to embed.", param="input")
         request = EmbedRequest(
-            id=request_id, access_code=fields.model, inputs=inputs, dimensions=fields.dimensions, body=body
+            id=request_id,
+            access_code=fields.model,
+            inputs=inputs,
+            dimensions=fields.dimensions,
+            body=body,
+            provider_key=key,
         )
         return request, fields.encoding_format == "base64"
 
-    def ranking(self, request_id: str, data: bytes) -> tuple[RerankRequest, bool]:
+    def ranking(self, request_id: str, data: bytes, key: str) -> tuple[RerankRequest, bool]:
         """Read the body of `/v1/rerank`, and whether the documents are to be sent back."""
         body = _decode(data)
         fields = _convert(body, _RerankBody)
@@ -194,6 +199,7 @@ class Intake:
             documents=[d if isinstance(d, str) else d.text for d in fields.documents],
             top_n=min(fields.top_n or len(fields.documents), len(fields.documents)),
             body=body,
+            provider_key=key,
         )
         return request, bool(fields.return_documents)
 

@@ -1,0 +1,376 @@
+"""Runs an executor from its start to its end: sockets, `setup()`, the lease, signals, drain, the exit code.
+
+`LLMExecutor.run` calls `run`. The order of things is here and nowhere else: listen, set up (in a thread, while the
+kernel is told `starting`), serve, and on a signal say so, let requests end, unregister, leave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import logging
+import signal
+import socket
+import ssl
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+from urllib.parse import urlsplit
+
+from kuwa import __version__
+from kuwa.executor.arguments import Settings, UsageError
+from kuwa.executor.base import LLMExecutor, NotBuiltYet, SetupFailed
+from kuwa.executor.lease import LeaseLoop
+from kuwa.executor.server import ExecutorServer
+from kuwa.http.guard import HostGuard, is_loopback
+from kuwa.http.server import CannotListen, Server
+from kuwa.http.server import run as run_loop
+from kuwa.wire.errors import InvalidRequest
+from kuwa.wire.lease import Dialects, ExecutorState, Load, Registration
+from kuwa.wire.names import check_access_code
+
+DRAIN_S = 60.0
+# A setup that ends at once (or fails at once) need not be announced as starting.
+QUICK_SETUP_S = 0.3
+TOLD_S = 1.0
+
+log = logging.getLogger("kuwa.executor")
+
+
+class Exit(IntEnum):
+    OK = 0
+    CUT = 1
+    USAGE = 2
+    NOT_BUILT = 3
+    SETUP_FAILED = 4
+    REFUSED = 5
+
+
+class Leave(Exception):
+    """The executor ends now, for the reason given, with this exit code."""
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+def run(executor: LLMExecutor) -> int:
+    """Serve `executor` until a signal ends it; the process's exit code."""
+    _log_to_stderr(executor.settings.log)
+    try:
+        return run_loop(_Life(executor).live())
+    except Leave as leave:
+        if leave.reason:
+            sys.stderr.write(f"{type(executor).__name__}: {leave.reason}\n")
+        return leave.code
+    except KeyboardInterrupt:
+        return Exit.CUT
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the executor listens, and under which name others reach it."""
+
+    bind: str
+    host: str
+    port: int
+    scheme: str
+
+    @property
+    def origin(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+class _Life:
+    """One executor process."""
+
+    def __init__(self, executor: LLMExecutor) -> None:
+        self.executor = executor
+        self.settings = executor.settings
+        self.incarnation = time.time_ns()
+        self.lease: LeaseLoop | None = None
+        self.leaving = False
+        self.refusal: asyncio.Future[str]
+        self.signals = 0
+        self.signalled: asyncio.Event
+        self.cut: asyncio.Event
+        self._load = _Rate()
+
+    async def live(self) -> int:
+        loop = asyncio.get_running_loop()
+        self.refusal = loop.create_future()
+        self.signalled, self.cut = asyncio.Event(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            self.server = ExecutorServer(self.executor)
+        except SetupFailed as error:
+            raise _why_not(error) from error
+        http = await self._listen()
+        try:
+            started = await self._set_up()
+            if started:
+                await self._until_told_to_leave()
+            return await self._leave(http, started)
+        finally:
+            if self.lease is not None:
+                await asyncio.to_thread(self.lease.close)
+            http.close()
+
+    def _on_signal(self) -> None:
+        self.signals += 1
+        (self.signalled if self.signals == 1 else self.cut).set()
+
+    async def _listen(self) -> Server:
+        settings = self.settings
+        host = settings.host or ("127.0.0.1" if settings.ignore_kernel else _own_address(settings.kernel_url))
+        bind = _bind_address(host)
+        http = Server(
+            hot=self.server.hot(),
+            app=self.server.app(),
+            guard=HostGuard([*settings.allowed_hosts, host]),
+        )
+        try:
+            port = await http.listen(bind, settings.port or 0, tls=_tls(settings))
+        except CannotListen as error:
+            raise Leave(Exit.USAGE, str(error)) from error
+        scheme = "https" if settings.https or settings.tls_cert else "http"
+        self.address = Address(bind, host, port, scheme)
+        return http
+
+    # ---- setup ---------------------------------------------------------------------------------------------
+
+    async def _set_up(self) -> bool:
+        """Run `setup()` and announce the executor; False where a signal came first."""
+        setup = asyncio.ensure_future(_setup(self.executor))
+        signalled = asyncio.ensure_future(self.signalled.wait())
+        try:
+            await asyncio.wait([setup, signalled], timeout=QUICK_SETUP_S, return_when=asyncio.FIRST_COMPLETED)
+            if not (setup.done() or self.settings.ignore_kernel):
+                log.info("setting up; the kernel is told that this executor is starting")
+                self._start_lease()
+            await asyncio.wait([setup, signalled, self.refusal], return_when=asyncio.FIRST_COMPLETED)
+            if self.signalled.is_set() or self.refusal.done():
+                self._check_refusal()
+                return False
+            setup.result()
+            await self.executor.serve_startup()
+            for code in self.executor.access_codes:
+                check_access_code(code)
+        except Exception as error:
+            raise _why_not(error) from error
+        finally:
+            setup.cancel()
+            signalled.cancel()
+        self.server.ready()
+        if self.lease is not None:
+            self.lease.announce()
+        elif not self.settings.ignore_kernel:
+            self._start_lease()
+        codes = ", ".join(self.executor.access_codes)
+        log.info("serving %s at %s/v1, %d at once", codes, self.address.origin, self.settings.concurrency)
+        return True
+
+    def _start_lease(self) -> None:
+        loop = asyncio.get_running_loop()
+        endpoint = self.address.origin + self.settings.executor_path
+
+        def refused(reason: str) -> None:
+            loop.call_soon_threadsafe(self._refused, reason)
+
+        try:
+            self.lease = LeaseLoop(self.settings, endpoint, self._describe, refused)
+        except (ssl.SSLError, OSError) as error:
+            raise Leave(Exit.USAGE, f"--ca_file {self.settings.ca_file} holds no certificates: {error}") from error
+        self.lease.start()
+
+    def _refused(self, reason: str) -> None:
+        if not self.refusal.done():
+            self.refusal.set_result(reason)
+
+    def _check_refusal(self) -> None:
+        if self.refusal.done():
+            raise Leave(Exit.REFUSED, self.refusal.result())
+
+    # ---- what the kernel is told ---------------------------------------------------------------------------
+
+    def _describe(self) -> Registration:
+        """Called from the lease thread: reads, and changes nothing that is not its own."""
+        executor, server, origin = self.executor, self.server, self.address.origin
+        trouble = executor.healthy() if server.state == "ready" else ""
+        state: ExecutorState = "draining" if self.leaving else "starting" if trouble else server.state
+        # Before setup() has returned the code may still change; only what the command line or the class says counts.
+        known = executor.access_codes if server.state != "starting" else self._early_codes()
+        return Registration(
+            executor_id=_executor_id(origin),
+            incarnation=self.incarnation,
+            access_codes=list(known),
+            dialects=Dialects(openai=origin + "/v1", v1_0=origin + self.settings.executor_path),
+            executor=type(executor).__name__,
+            version=__version__,
+            state=state,
+            concurrency=self.settings.concurrency,
+            capabilities=server.capabilities(),
+            context_length=executor.context_length,
+            load=Load(
+                running=server.slots.running,
+                waiting=server.slots.waiting,
+                tokens_per_s=self._load.per_second(server.chunks, time.monotonic()),
+                progress=trouble,
+            ),
+            started_at=self.incarnation / 1e9,
+        )
+
+    def _early_codes(self) -> tuple[str, ...]:
+        name = self.executor.LLM_name
+        return self.settings.access_codes or ((name,) if name else ())
+
+    # ---- the end -------------------------------------------------------------------------------------------
+
+    async def _until_told_to_leave(self) -> None:
+        signalled = asyncio.ensure_future(self.signalled.wait())
+        await asyncio.wait([signalled, self.refusal], return_when=asyncio.FIRST_COMPLETED)
+        signalled.cancel()
+
+    async def _leave(self, http: Server, started: bool) -> int:
+        """Tell the kernel, let the requests under way end, and stop."""
+        self.leaving = True
+        ended = True
+        if started:
+            log.info("leaving: requests under way may end within %.0f s; a second signal cuts them", DRAIN_S)
+            if not self.refusal.done():
+                await self._tell_kernel()
+            ended = await self._drained()
+            for job in self.server.cancel_all():
+                await job.ended()
+            await http.drain(1.0)
+            await self.executor.shutdown()
+        self._check_refusal()
+        return Exit.OK if ended else Exit.CUT
+
+    async def _tell_kernel(self) -> None:
+        lease = self.lease
+        if lease is not None:
+            lease.announce()
+            await asyncio.to_thread(lease.leave_old_kernel)
+            await asyncio.to_thread(lease.wait_told, TOLD_S)
+
+    async def _drained(self) -> bool:
+        drain = asyncio.ensure_future(self.server.drain(DRAIN_S))
+        cut = asyncio.ensure_future(self.cut.wait())
+        await asyncio.wait([drain, cut], return_when=asyncio.FIRST_COMPLETED)
+        cut.cancel()
+        if drain.done():
+            return drain.result()
+        drain.cancel()
+        return False
+
+
+class _Rate:
+    """Chunks per second between two looks."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._at = time.monotonic()
+
+    def per_second(self, count: int, now: float) -> float:
+        since, self._at = now - self._at, now
+        made, self._count = count - self._count, count
+        return round(made / since, 1) if since > 0 else 0.0
+
+
+async def _setup(executor: LLMExecutor) -> None:
+    """`setup()` in a thread that cannot keep the process alive, or on the event loop where it is `async`."""
+    if inspect.iscoroutinefunction(executor.setup):
+        await executor.setup()
+        return
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def finish(error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        error: BaseException | None = None
+        try:
+            executor.setup()
+        except SystemExit as exit_:
+            error = Leave(exit_.code if isinstance(exit_.code, int) else Exit.SETUP_FAILED, "setup() ended it")
+        except Exception as raised:  # noqa: BLE001 - raised again on the event loop
+            error = raised
+        loop.call_soon_threadsafe(finish, error)
+
+    threading.Thread(target=work, name="kuwa-setup", daemon=True).start()
+    await done
+
+
+def _why_not(error: Exception) -> Leave:
+    """An exception out of the start-up as the reason to leave."""
+    match error:
+        case Leave():
+            return error
+        case NotBuiltYet():
+            return Leave(Exit.NOT_BUILT, str(error))
+        case UsageError() | InvalidRequest():
+            return Leave(Exit.USAGE, str(error))
+        case SetupFailed():
+            return Leave(Exit.SETUP_FAILED, str(error))
+        case _:
+            log.debug("setup failed", exc_info=error)
+            hint = "--log debug shows where"
+            return Leave(Exit.SETUP_FAILED, f"setup failed: {type(error).__name__}: {error} ({hint})")
+
+
+def _own_address(kernel_url: str) -> str:
+    """This machine's address on the way to the kernel. Sends nothing: connecting a datagram socket only routes."""
+    parts = urlsplit(kernel_url)
+    host, port = parts.hostname or "127.0.0.1", parts.port or 80
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise Leave(
+            Exit.USAGE,
+            f"cannot find the way to the kernel at {kernel_url} ({error}); check --kernel_url or give --host",
+        ) from error
+
+
+def _bind_address(host: str) -> str:
+    """Loopback is served on loopback alone; every other name on all addresses."""
+    if not is_loopback(host):
+        return "::" if ":" in host else "0.0.0.0"  # noqa: S104 - asked for by --host or by the kernel's place
+    return host if host[0].isdigit() or ":" in host else "127.0.0.1"
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    if settings.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (ssl.SSLError, OSError) as error:
+        raise Leave(Exit.USAGE, f"--tls_cert and --tls_key do not fit: {error}") from error
+    return context
+
+
+def _executor_id(origin: str) -> str:
+    """The same after a restart on the same port, so that a restarted executor takes the place of the old one."""
+    return "exe_" + hashlib.sha256(f"{socket.gethostname()} {origin}".encode()).hexdigest()[:16]

@@ -1,0 +1,537 @@
+"""The executor as a server: its routes, its slots, and one task per request. `run` makes it and gives it sockets.
+
+A request's way: `intake` reads it, `Job` holds a slot for it and drives `compute`, `answer` makes bytes of each
+chunk, the exchange sends them. Everything here runs on the server's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import struct
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from kuwa.executor.answer import Answer, Events, RawText, Whole
+from kuwa.executor.base import LLMExecutor
+from kuwa.executor.compute import Compute
+from kuwa.executor.figures import Figures
+from kuwa.executor.intake import Intake
+from kuwa.executor.request import Embeddings, Ranking, Request, RerankRequest
+from kuwa.executor.slots import Slots, full
+from kuwa.http.exchange import Exchange, Handler, HeaderPair
+from kuwa.wire import form as form_wire
+from kuwa.wire.errors import (
+    ClientGone,
+    ContextLengthExceeded,
+    Draining,
+    InternalError,
+    KuwaError,
+    MethodNotAllowed,
+    NoReplica,
+    NotFound,
+    QueueFull,
+)
+from kuwa.wire.names import RequestIds, echoable_request_id
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request as HttpRequest
+    from starlette.responses import Response
+
+State = Literal["starting", "ready", "draining"]
+
+# A generator that never waits for anything would keep everybody else from being served.
+YIELD_S = 0.005
+ABORT_TIMEOUT_S = 5.0
+
+_EVENT_STREAM: HeaderPair = (b"content-type", b"text/event-stream; charset=utf-8")
+_JSON: HeaderPair = (b"content-type", b"application/json")
+_NO_CACHE: HeaderPair = (b"cache-control", b"no-cache")
+
+log = logging.getLogger("kuwa.executor")
+
+
+class ExecutorServer:
+    """One executor behind its routes. `state` is what the kernel is told; requests are served while `ready`."""
+
+    def __init__(self, executor: LLMExecutor) -> None:
+        """Raises SetupFailed where `llm_compute` cannot be called."""
+        self.executor = executor
+        self.settings = executor.settings
+        self.state: State = "starting"
+        self.slots = Slots(executor.settings.concurrency)
+        self.chunks = 0
+        self.compute = Compute(executor)
+        self._started = int(time.time())
+        self._ids = RequestIds()
+        self._jobs: set[Job] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._intake: Intake | None = None
+        self.figures: Figures | None = None
+
+    def ready(self) -> None:
+        """`setup()` has returned: the access codes are known, requests are served from now on."""
+        executor = self.executor
+        self._intake = Intake(executor.access_codes, self.capabilities(), trim_history=executor.settings.trim_history)
+        self.figures = Figures(executor.access_codes[0], lambda: self.slots.running, lambda: self.slots.waiting)
+        self.state = "ready"
+
+    def capabilities(self) -> list[str]:
+        """What the kernel is told that this executor can do."""
+        kind = type(self.executor)
+        own = ["chat", "completions", "abort", *self.executor.capabilities]
+        if kind.embed is not LLMExecutor.embed:
+            own.append("embeddings")
+        if kind.rerank is not LLMExecutor.rerank:
+            own.append("rerank")
+        return own
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and wait for those under way; whether all of them ended."""
+        self.state = "draining"
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def cancel_all(self) -> list[Job]:
+        jobs = list(self._jobs)
+        for job in jobs:
+            job.cancel()
+        return jobs
+
+    # ---- routes --------------------------------------------------------------------------------------------
+
+    def hot(self) -> Mapping[str, Handler]:
+        """The routes that compute something: POST on exactly these paths."""
+        return {
+            "/v1/chat/completions": self._chat,
+            "/v1/completions": self._completion,
+            "/v1/embeddings": self._embeddings,
+            "/v1/rerank": self._rerank,
+            self.settings.executor_path: self._form,
+        }
+
+    def app(self) -> Starlette:
+        """All other routes."""
+        from starlette.applications import Starlette
+        from starlette.responses import Response
+        from starlette.routing import Route
+
+        def answer(error: KuwaError) -> Response:
+            wait = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+            return Response(error.body(), error.status, wait, media_type="application/json")
+
+        def not_found(request: HttpRequest, _: Exception) -> Response:
+            path = request.url.path
+            if path in self.hot():
+                return answer(MethodNotAllowed(f"{path} takes POST."))
+            return answer(NotFound(f"This executor has no route {path}."))
+
+        def not_allowed(request: HttpRequest, _: Exception) -> Response:
+            return answer(MethodNotAllowed(f"{request.url.path} does not take {request.method}."))
+
+        def kuwa_error(_: HttpRequest, error: Exception) -> Response:
+            return answer(error if isinstance(error, KuwaError) else InternalError("See this executor's log."))
+
+        return Starlette(
+            routes=[
+                Route("/v1/models", self._models),
+                Route("/v1/models/{model:path}", self._model),
+                Route("/health", self._health),
+                Route("/metrics", self._metrics),
+                Route(self.settings.executor_path + "/abort", self._abort),
+            ],
+            exception_handlers={404: not_found, 405: not_allowed, KuwaError: kuwa_error},
+        )
+
+    def _chat(self, exchange: Exchange) -> None:
+        self._serve(exchange, lambda intake, job: _answer_with(job, intake.chat(job.id, exchange.body)))
+
+    def _completion(self, exchange: Exchange) -> None:
+        self._serve(exchange, lambda intake, job: _answer_with(job, intake.completion(job.id, exchange.body)))
+
+    def _embeddings(self, exchange: Exchange) -> None:
+        def begin(intake: Intake, job: Job) -> Awaitable[None]:
+            request, as_base64 = intake.embedding(job.id, exchange.body, _brought_key(exchange))
+
+            async def work() -> None:
+                found = await self.executor.embed(request)
+                job.respond(_embeddings_body(request.access_code, found, as_base64))
+
+            return work()
+
+        self._serve(exchange, begin)
+
+    def _rerank(self, exchange: Exchange) -> None:
+        def begin(intake: Intake, job: Job) -> Awaitable[None]:
+            request, with_documents = intake.ranking(job.id, exchange.body, _brought_key(exchange))
+
+            async def work() -> None:
+                found = await self.executor.rerank(request)
+                job.respond(_ranking_body(request, found, with_documents))
+
+            return work()
+
+        self._serve(exchange, begin)
+
+    def _form(self, exchange: Exchange) -> None:
+        """The v1.0 chat: a form in, raw text out."""
+        try:
+            form = form_wire.parse_form(exchange.body)
+        except KuwaError as error:
+            exchange.respond(error.status, _message(error.message))
+            return
+        if not form:
+            exchange.respond(400, _message("Received empty request!"))
+            return
+        language = (exchange.headers.get(b"accept-language") or b"").decode("latin-1")
+        self._serve(exchange, lambda intake, job: _answer_with(job, intake.form(job.id, form, language)), old=True)
+
+    def _serve(self, exchange: Exchange, begin: Callable[[Intake, Job], Awaitable[None]], *, old: bool = False) -> None:
+        """Read the request and start its job; `begin` reads, and gives what computes."""
+        given = exchange.headers.get(b"x-kuwa-request-id") or b""
+        request_id = echoable_request_id(given.decode("latin-1")) or self._ids.draw()
+        job = Job(self, exchange, request_id, old=old)
+        try:
+            job.start(begin(self._serving(), job))
+        except KuwaError as error:
+            job.fail(error)
+            return
+        self._jobs.add(job)
+        self._idle.clear()
+
+    def _serving(self) -> Intake:
+        if self.state == "draining":
+            raise Draining("This executor is shutting down; another one may serve the request.")
+        if self._intake is None:
+            raise NoReplica("This executor is still starting; try again when /health answers 204.")
+        return self._intake
+
+    def job_ended(self, job: Job) -> None:
+        self._jobs.discard(job)
+        if not self._jobs:
+            self._idle.set()
+
+    async def _models(self, request: HttpRequest) -> Response:
+        del request
+        return _json({"object": "list", "data": [self._described(c) for c in self._codes()]})
+
+    async def _model(self, request: HttpRequest) -> Response:
+        code = str(request.path_params["model"])
+        if code not in self._codes():
+            raise NotFound(f"This executor does not serve the model {code!r}.", param="model")
+        return _json(self._described(code))
+
+    def _codes(self) -> tuple[str, ...]:
+        return self.executor.access_codes if self._intake is not None else ()
+
+    def _described(self, code: str) -> dict[str, Any]:
+        described: dict[str, Any] = {"id": code, "object": "model", "created": self._started, "owned_by": "kuwa"}
+        if self.executor.context_length:
+            described["max_model_len"] = self.executor.context_length
+        return described
+
+    async def _health(self, request: HttpRequest) -> Response:
+        from starlette.responses import Response
+
+        del request
+        if self.state == "starting":
+            raise NoReplica("This executor is still starting.")
+        if trouble := self.executor.healthy():
+            raise NoReplica(trouble)
+        return Response(status_code=204)
+
+    async def _metrics(self, request: HttpRequest) -> Response:
+        from starlette.responses import Response
+
+        del request
+        if self.figures is None:
+            raise NoReplica("This executor is still starting.")
+        return Response(self.figures.exposition(), media_type="text/plain; version=0.0.4")
+
+    async def _abort(self, request: HttpRequest) -> Response:
+        """The v1.0 abort names no request: whatever runs is ended."""
+        del request
+        jobs = self.cancel_all()
+        if not jobs:
+            return _json({"msg": "No process to abort"})
+        said = [await job.ended() for job in jobs]
+        return _json({"msg": next((text for text in said if text), "Aborted")})
+
+
+class Job:
+    """One request under way: it waits for a slot, computes, and cleans up, whatever happens."""
+
+    def __init__(self, server: ExecutorServer, exchange: Exchange, request_id: str, *, old: bool) -> None:
+        self.server = server
+        self.exchange = exchange
+        self.id = request_id
+        self.cancelled = False
+        self.request: Request | None = None
+        self._old = old
+        self._answer: Answer | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._abort: asyncio.Task[Any] | None = None
+        self._computing = False
+
+    def start(self, work: Awaitable[None]) -> None:
+        self.exchange.on_gone = self.cancel
+        self._task = asyncio.get_running_loop().create_task(self._run(work), name=f"kuwa-{self.id}")
+        # Not at the end of `_run`: a task that is cancelled before its first step never enters it.
+        self._task.add_done_callback(lambda _: self._over(work))
+
+    def _over(self, work: Awaitable[None]) -> None:
+        close = getattr(work, "close", None)
+        if close is not None and not self._computing:
+            close()
+        self.server.job_ended(self)
+
+    def cancel(self) -> None:
+        """The client went away, or somebody asked for an end: stop computing."""
+        if self.cancelled or self._task is None:
+            return
+        self.cancelled = True
+        if self._computing:
+            self.server.slots.cancelling += 1
+            if self.request is not None:
+                # Beside the closing of the iterator, not after it: it may be what lets a blocked thread go.
+                self._abort = asyncio.get_running_loop().create_task(self.server.compute.abort(self.request))
+        self._task.cancel()
+
+    async def ended(self) -> str:
+        """Wait until the job has ended; what the executor's `abort` said."""
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=ABORT_TIMEOUT_S)
+        done = self._abort is not None and self._abort.done() and not self._abort.cancelled()
+        result = self._abort.result() if self._abort and done and self._abort.exception() is None else ""
+        return str(result or "")
+
+    async def _run(self, work: Awaitable[None]) -> None:
+        slots = self.server.slots
+        try:
+            await self._take_slot(slots)
+            try:
+                self._computing = True
+                await work
+            finally:
+                await self._leave(slots)
+        except asyncio.CancelledError:
+            self._end_cancelled()
+        except ClientGone:
+            pass
+        except KuwaError as error:
+            self._failed(error)
+        except Exception as error:
+            log.error("request %s failed", self.id, exc_info=error)
+            self._failed(InternalError("The executor failed at this request; its log says why."))
+
+    async def _take_slot(self, slots: Slots) -> None:
+        if slots.take():
+            return
+        loop = asyncio.get_running_loop()
+        granted: asyncio.Future[None] = loop.create_future()
+        waiter = slots.wait(lambda: granted.set_result(None), loop.time())
+        try:
+            await asyncio.wait([granted], timeout=waiter.deadline - loop.time())
+        except asyncio.CancelledError:
+            if granted.done():
+                slots.release()
+            raise
+        finally:
+            slots.give_up(waiter)
+        if not granted.done():
+            raise full(slots.limit)
+
+    async def _leave(self, slots: Slots) -> None:
+        """The iterator is closed; wait for `abort`, too, before the slot goes to the next request."""
+        if self._abort is not None:
+            try:
+                async with asyncio.timeout(ABORT_TIMEOUT_S):
+                    await self._abort
+            except Exception as error:
+                log.error("abort() of request %s failed", self.id, exc_info=error)
+        if self.cancelled:
+            slots.cancelling -= 1
+        slots.release()
+
+    async def compute(self, answer: Answer, request: Request) -> None:
+        """Compute `request` and send what comes. The loop over the chunks is the executor's hot path."""
+        self.request, self._answer = request, answer
+        loop = asyncio.get_running_loop()
+        exchange, server, streamed = self.exchange, self.server, not isinstance(answer, Whole)
+        began = yielded = loop.time()
+        first = 0.0
+        chunks = server.compute.open(request)
+        try:
+            async for chunk in chunks:
+                data = answer.take(chunk)
+                if self.cancelled:
+                    raise asyncio.CancelledError
+                server.chunks += 1
+                if not first:
+                    first = loop.time()
+                if data:
+                    if not exchange.started:
+                        exchange.start(200, self._headers(request))
+                    exchange.write(data)
+                    await exchange.drain()
+                if answer.cut:
+                    break
+                now = loop.time()
+                if now - yielded > YIELD_S:
+                    await asyncio.sleep(0)
+                    yielded = now
+        finally:
+            close = getattr(chunks, "aclose", None)
+            if close is not None:
+                await close()
+        if streamed:
+            self._finish_stream(answer, request)
+        else:
+            exchange.respond(200, answer.finish(), self._headers(request))
+        ended = loop.time()
+        self._report(answer, ended - began, (first or ended) - began)
+
+    def _finish_stream(self, answer: Answer, request: Request) -> None:
+        exchange = self.exchange
+        if not exchange.started:
+            exchange.start(200, self._headers(request))
+        exchange.write(answer.finish())
+        exchange.end()
+
+    def _report(self, answer: Answer, seconds: float, first_s: float) -> None:
+        counts = answer.counts()
+        if self.server.figures is not None:
+            self.server.figures.answered(
+                seconds=seconds,
+                first_s=first_s,
+                characters=answer.characters,
+                prompt_tokens=int(counts.get("prompt_tokens") or 0),
+                completion_tokens=int(counts.get("completion_tokens") or 0),
+            )
+        log.debug("request %s: %d characters in %.3f s", self.id, answer.characters, seconds)
+
+    def respond(self, body: bytes) -> None:
+        """Answer with a whole JSON body."""
+        self.exchange.respond(200, body, [_JSON, *self._id_headers()])
+
+    def _headers(self, request: Request) -> list[HeaderPair]:
+        headers = [_EVENT_STREAM, _NO_CACHE] if request.stream else [_JSON]
+        headers += self._id_headers()
+        if request.trimmed_messages:
+            headers.append((b"x-kuwa-trimmed-messages", b"%d" % request.trimmed_messages))
+        return headers
+
+    def _id_headers(self) -> list[HeaderPair]:
+        own = self.id.encode()
+        theirs = self.exchange.headers.get(b"x-request-id") or b""
+        echoed = echoable_request_id(theirs.decode("latin-1"))
+        return [(b"x-request-id", echoed.encode() if echoed else own), (b"x-kuwa-request-id", own)]
+
+    def _end_cancelled(self) -> None:
+        """Cancelled: where the client is still there (a v1.0 abort), its answer ends with what it has."""
+        if self.exchange.gone or self.exchange.ended:
+            return
+        answer, request = self._answer, self.request
+        if answer is None or request is None:
+            self.fail(NoReplica("The request was aborted while it waited to be computed."))
+        elif isinstance(answer, Whole):
+            self.exchange.respond(200, answer.finish(), self._headers(request))
+        else:
+            self._finish_stream(answer, request)
+
+    def _failed(self, error: KuwaError) -> None:
+        if self.server.figures is not None and not isinstance(error, QueueFull):
+            self.server.figures.failed()
+        self.fail(error)
+
+    def fail(self, error: KuwaError) -> None:
+        """Answer with `error`, by the wire that the request came by."""
+        if self._old:
+            self._fail_old(error)
+        else:
+            self.exchange.fail(error, self._id_headers())
+
+    def _fail_old(self, error: KuwaError) -> None:
+        """The v1.0 wire knows the error of a full executor; every other one is a text in the answer."""
+        exchange = self.exchange
+        if exchange.gone or exchange.ended:
+            return
+        if isinstance(error, QueueFull | NoReplica):
+            retry = (b"retry-after", b"%d" % (error.retry_after_s or 1))
+            exchange.respond(429, _message("Processing another request."), [_JSON, retry])
+            return
+        if not exchange.started:
+            exchange.start(200, [_EVENT_STREAM, *self._id_headers()])
+        exchange.write(_old_text(error).encode())
+        exchange.end()
+
+
+def _answer_with(job: Job, request: Request) -> Awaitable[None]:
+    """What computes a chat or completion, in the form that its client asked for."""
+    server, exchange = job.server, job.exchange
+    request.provider_key = _brought_key(exchange) or request.form.get(server.executor.provider_key_field, "")
+    request.language = request.language or (exchange.headers.get(b"accept-language") or b"").decode("latin-1")
+    for note in request.modelfile.ignored:
+        log.info("request %s: the Modelfile holds an %s, which is left out", request.id, note)
+    kind = RawText if exchange.path == server.settings.executor_path else Events if request.stream else Whole
+    answer = kind(request, created=int(time.time()), cuts_stops=not server.executor.handles_stop)
+    return job.compute(answer, request)
+
+
+def _brought_key(exchange: Exchange) -> str:
+    """The user's own key for the model's provider. Never logged."""
+    return (exchange.headers.get(b"x-kuwa-provider-key") or b"").decode("latin-1")
+
+
+def _old_text(error: KuwaError) -> str:
+    if isinstance(error, ContextLengthExceeded):
+        return form_wire.TOO_LONG_TEXT
+    if error.status >= 500:
+        return form_wire.ERROR_TEXT
+    return f"[{error.message}]"
+
+
+def _message(text: str) -> bytes:
+    return msgspec.json.encode({"msg": text})
+
+
+def _json(content: Any) -> Response:
+    from starlette.responses import Response
+
+    return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+def _embeddings_body(model: str, found: Embeddings, as_base64: bool) -> bytes:
+    data = [
+        {"object": "embedding", "index": index, "embedding": _base64(vector) if as_base64 else vector}
+        for index, vector in enumerate(found.vectors)
+    ]
+    usage = {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens}
+    return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})
+
+
+def _base64(vector: list[float]) -> str:
+    """Little-endian 32-bit floats, as the OpenAI SDKs read them."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def _ranking_body(request: RerankRequest, found: Ranking, with_documents: bool) -> bytes:
+    order = sorted(range(len(found.scores)), key=lambda index: -found.scores[index])[: request.top_n]
+    results: list[dict[str, Any]] = [{"index": i, "relevance_score": found.scores[i]} for i in order]
+    if with_documents:
+        for result in results:
+            result["document"] = {"text": request.documents[result["index"]]}
+    usage = {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens}
+    return msgspec.json.encode(
+        {"id": f"rerank-{request.id}", "model": request.access_code, "results": results, "usage": usage}
+    )
