@@ -20,9 +20,7 @@ PARAMETERS = (
     Option("top_p", float, "Draw from the likeliest tokens that together have this probability", low=0, high=1),
     Option("top_k", int, "Draw from this many of the likeliest tokens; 0 for all", low=0),
     Option("min_p", float, "Leave out tokens rarer than this part of the likeliest", low=0, high=1),
-    Option(
-        "typical_p", float, "Draw from the most typical tokens that together have this probability", low=0, high=1
-    ),
+    Option("typical_p", float, "Draw from the most typical tokens that together have this probability", low=0, high=1),
     Option("repetition_penalty", float, "Above 1: avoid tokens that already occurred, the prompt included", low=0),
     Option("presence_penalty", float, "Above 0: avoid tokens that already occurred in the answer", low=-2, high=2),
     Option("frequency_penalty", float, "Above 0: avoid tokens the more often they occurred", low=-2, high=2),
@@ -38,9 +36,7 @@ class HuggingfaceExecutor(LLMExecutor):
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
         model = parser.add_argument_group("Model Options")
-        model.add_argument(
-            "--model_path", default=None, help="A model's folder, or its name on the Hugging Face hub"
-        )
+        model.add_argument("--model_path", default=None, help="A model's folder, or its name on the Hugging Face hub")
         model.add_argument("--visible_gpu", default=None, help="The GPUs to use, as in CUDA_VISIBLE_DEVICES")
         model.add_argument("--tokenizer", default=None, help="Folder or hub name of the tokenizer, if another one")
         model.add_argument("--revision", default=None, help="Branch, tag or commit of the model on the hub")
@@ -57,20 +53,18 @@ class HuggingfaceExecutor(LLMExecutor):
         )
         model.add_argument("--limit", type=int, default=3072, help="Most tokens of a prompt")
         model.add_argument("--timeout", type=float, default=10.0, help="Seconds to wait for the next token")
-        engine = parser.add_argument_group("Engine Options")
-        engine.add_argument("--engine", choices=ENGINES, default="auto", help="How requests are computed together")
-        engine.add_argument("--max_batch_tokens", type=int, default=None, help="Most tokens computed in one step")
-        engine.add_argument(
-            "--kv_cache_gb", type=float, default=None, help="Memory for the attention cache, in GiB"
-        )
-        add_options(parser, PARAMETERS)
-        parser.add_argument(
+        model.add_argument(
             "--generation_kwargs",
             action="append",
             default=None,
             metavar="KEY=VALUE",
             help="A generation option by its name; repeat for several",
         )
+        engine = parser.add_argument_group("Engine Options")
+        engine.add_argument("--engine", choices=ENGINES, default="auto", help="How requests are computed together")
+        engine.add_argument("--max_batch_tokens", type=int, default=None, help="Most tokens computed in one step")
+        engine.add_argument("--kv_cache_gb", type=float, default=None, help="Memory for the attention cache, in GiB")
+        add_options(parser, PARAMETERS)
 
     def setup(self) -> None:
         raise NotBuiltYet(
