@@ -1,7 +1,7 @@
 """`llamacpp` as an executor: its command line, its setup, and how a request becomes a call of the engine.
 
-The framework constructs it and calls `setup` (checks the file), `serve_startup` (loads the model), then
-`llm_compute` per request, each on a slot of llama.cpp's continuous batching.
+The framework constructs it and awaits `setup` (checks the file, loads the model), then calls `llm_compute` per
+request, each on a slot of llama.cpp's continuous batching.
 """
 
 from __future__ import annotations
@@ -75,8 +75,16 @@ class LlamaCppExecutor(LLMExecutor):
         )
         add_options(parser, PARAMETERS)
 
-    def setup(self) -> None:
-        """Check everything that can be checked without loading the model. Raises SetupFailed, NotBuiltYet."""
+    async def setup(self) -> None:
+        """Check the file, load the model, try its chat template. Raises SetupFailed, NotBuiltYet, UsageError."""
+        import asyncio
+
+        # On the loop, not in a thread: the child dies with the thread that started it.
+        await asyncio.to_thread(self._prepare)
+        await self._load()
+
+    def _prepare(self) -> None:
+        """Everything that can be checked without loading the model."""
         from kuwa.builtin.llamacpp.child import ChildConfig
         from kuwa.builtin.llamacpp.engine import Engine
         from kuwa.builtin.llamacpp.header import BadModelFile, read_header
@@ -105,8 +113,7 @@ class LlamaCppExecutor(LLMExecutor):
         self._engine = Engine(config)
         self._announce(config)
 
-    async def serve_startup(self) -> None:
-        """Load the model and try its chat template. Raises SetupFailed with llama.cpp's own words."""
+    async def _load(self) -> None:
         from kuwa.builtin.llamacpp.engine import LoadFailed
 
         try:
