@@ -217,7 +217,7 @@ class _Life:
             incarnation=self.incarnation,
             access_codes=list(known),
             dialects=Dialects(openai=origin + "/v1", v1_0=origin + self.settings.executor_path),
-            executor=type(executor).__name__,
+            executor=executor.default_name,
             version=__version__,
             state=state,
             concurrency=self.settings.concurrency,
