@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,15 +18,14 @@ from typing import Any
 from kuwa.builtin.llamacpp.sampling import PARAMETERS
 from kuwa.executor import LLMExecutor, NotBuiltYet, Request, SetupFailed
 from kuwa.executor.chunks import Chunk
-from kuwa.executor.options import add_options, collect, merge
+from kuwa.executor.options import add_options, collect
 from kuwa.executor.prompt import (
     Message,
     UnknownTemplate,
     resolve_template,
-    text_of,
     with_system_prompt,
 )
-from kuwa.wire.errors import InvalidRequest, KuwaError, Unsupported
+from kuwa.wire.errors import KuwaError, Unsupported
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +34,6 @@ PROMPT_SHARE = 0.75
 """The part of the context that a trimmed conversation may fill; the rest is for the answer."""
 MAX_CACHE_MIB = 8192
 PROBE = "kuwa-probe-7421"
-
-PASSED_ON = ("n", "parallel_tool_calls", "chat_template_kwargs")
-"""Fields of the request that llama.cpp understands and that are no generation options."""
 
 
 class LlamaCppExecutor(LLMExecutor):
@@ -138,30 +134,25 @@ class LlamaCppExecutor(LLMExecutor):
         from kuwa.builtin.llamacpp.answer import Answer
 
         answer = Answer()
-        path, payload = await self._call(request)
+        path, payload = await self._question(request)
         async with aclosing(self._engine.events(path, payload)) as events:
             async for data in events:
                 for chunk in answer.chunks(data):
                     yield chunk
 
-    async def _call(self, request: Request) -> tuple[str, dict[str, Any]]:
+    async def _question(self, request: Request) -> tuple[str, dict[str, Any]]:
         """The route of llama.cpp's server that answers `request`, and what to send there."""
+        from kuwa.builtin.llamacpp.payload import chat_payload, completion_payload
+
         if request.modelfile.template:
             raise Unsupported(
                 "llamacpp renders one chat template for all requests; start the executor with "
                 "--override_chat_template instead of giving a template in the Modelfile.",
                 param="modelfile",
             )
-        payload = merge(self._defaults, request.parameters, PARAMETERS)
-        payload.update((name, request.body[name]) for name in PASSED_ON if request.body.get(name) is not None)
-        payload.update(stream=True, stream_options={"include_usage": True})
         if request.kind == "completion":
-            return "/v1/completions", {**payload, "prompt": text_of(request.messages[0])}
-        if request.response_format is not None:
-            payload["response_format"] = request.response_format
-        payload.update(_tools(request))
-        payload["messages"] = await self._fitting(request)
-        return "/v1/chat/completions", payload
+            return "/v1/completions", completion_payload(request, self._defaults)
+        return "/v1/chat/completions", chat_payload(request, self._defaults, await self._fitting(request))
 
     async def _fitting(self, request: Request) -> list[Message]:
         """The request's messages with the executor's system prompt, trimmed or refused where they are too long."""
@@ -259,17 +250,3 @@ def _cache_mib() -> int:
     import psutil
 
     return min(MAX_CACHE_MIB, psutil.virtual_memory().total // 8 // 2**20)
-
-
-def _tools(request: Request) -> Mapping[str, Any]:
-    """The tool fields. A named function is asked for as the only one there is: llama.cpp knows no other way."""
-    choice = request.tool_choice
-    if not request.tools:
-        return {}
-    if isinstance(choice, dict):
-        name = choice.get("function", {}).get("name")
-        tools = [tool for tool in request.tools if tool.get("function", {}).get("name") == name]
-        if not tools:
-            raise InvalidRequest(f"tool_choice names {name!r}, which is none of the tools.", param="tool_choice")
-        return {"tools": tools, "tool_choice": "required"}
-    return {"tools": request.tools, **({} if choice is None else {"tool_choice": choice})}
