@@ -101,7 +101,7 @@ class Screen:
         url = self._settings.kernel_url
         facts = ((words.page, f"{url}/v1.0/worker/debug"), (words.api, f"{url}/v1"), (words.logs, str(logs)))
         for label, value in facts:
-            self._console.print(f"{label} {value}")
+            self._console.print(label + value)
         code = suggestion(rows)
         if code is not None:
             self._console.print(f"{words.try_it}\n")
