@@ -359,17 +359,21 @@ class Stage:
         argv += ["--kernel_url", kernel.url + "/"] if kernel is not None else ["--ignore_kernel"]
         argv += flags
         label = Path(name).stem
+        before = _ids_at(kernel, port)
         executor = Executor(
             self.process(argv, name=label, env=self.environment(**env)),
             port,
             access_code or "",
         )
         if wait:
-            self.wait_ready(executor, kernel)
+            self.wait_ready(executor, kernel, before)
         return executor
 
-    def wait_ready(self, executor: Executor, kernel: Kernel | None) -> None:
-        """Wait until the kernel sees `executor` ready, or (without one) until its own `/health` says 204."""
+    def wait_ready(self, executor: Executor, kernel: Kernel | None, before: frozenset[str] = frozenset()) -> None:
+        """Wait until the kernel sees `executor` ready, or (without one) until its own `/health` says 204.
+
+        `before` are the ids of the replicas at its port that were there before it was started.
+        """
         if kernel is None:
             executor.process.wait_for(lambda: _answers(executor.url + "/health"), "it answered")
             return
@@ -377,12 +381,23 @@ class Stage:
         def served() -> str:
             for code, replicas in kernel.served().items():
                 for replica in replicas:
-                    if replica["state"] == "ready" and f":{executor.port}/" in replica["endpoint"] + "/":
+                    if replica["state"] == "ready" and _is_at(replica, executor.port) and replica["id"] not in before:
                         return code
             return ""
 
         found = executor.process.wait_for(served, f"the kernel saw the executor at port {executor.port} ready")
         executor.access_code = executor.access_code or found
+
+
+def _is_at(replica: Mapping[str, Any], port: int) -> bool:
+    return f":{port}/" in replica["endpoint"] + "/"
+
+
+def _ids_at(kernel: Kernel | None, port: int) -> frozenset[str]:
+    if kernel is None:
+        return frozenset()
+    replicas = [replica for replicas in kernel.served().values() for replica in replicas]
+    return frozenset(replica["id"] for replica in replicas if _is_at(replica, port))
 
 
 def _answers(url: str) -> bool:

@@ -79,7 +79,7 @@ class _ChatBody(_Sampling, kw_only=True):
 
 
 class _CompletionBody(_Sampling, kw_only=True):
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str | int | list[int]]
     logprobs: int | None = None
     suffix: str | None = None
     echo: bool | None = None
@@ -87,7 +87,7 @@ class _CompletionBody(_Sampling, kw_only=True):
 
 class _EmbedBody(Struct, kw_only=True):
     model: str
-    input: str | list[str] | list[int] | list[list[int]]
+    input: str | list[str | int | list[int]]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None
 
@@ -174,6 +174,8 @@ class Intake:
         fields = _convert(body, _EmbedBody)
         self._check_model(fields.model)
         given = fields.input
+        if isinstance(given, list) and len({type(item) for item in given}) > 1:
+            raise InvalidRequest("input mixes texts and token ids.", param="input")
         inputs: Any = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else given
         if not inputs:
             raise InvalidRequest("input holds nothing to embed.", param="input")

@@ -11,6 +11,7 @@ Deadlines need no timer of their own: the server's sweep calls `check` on every 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections import deque
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ import httptools
 from kuwa.http.exchange import Exchange, Handler, Head, HeaderPair
 from kuwa.wire.errors import (
     HeadersTooLarge,
+    InternalError,
     InvalidRequest,
     KuwaError,
     NotFound,
@@ -31,6 +33,8 @@ from kuwa.wire.errors import (
 
 if TYPE_CHECKING:
     from kuwa.http.guard import HostGuard
+
+log = logging.getLogger("kuwa.http")
 
 Phase = Literal["new", "head", "body", "idle", "lingering"]
 MAX_PIPELINED = 16
@@ -373,7 +377,12 @@ class ServerConnection(asyncio.Protocol):
             exchange.fail(head.refusal)
             return
         handler = self.server.handlers.get(head.path) if head.method == "POST" else None
-        (handler or self.server.fallback)(exchange)
+        try:
+            (handler or self.server.fallback)(exchange)
+        except Exception:
+            # The event loop would log it and forget it, and the client would wait for ever.
+            log.exception("a handler of %s failed", head.path)
+            exchange.fail(InternalError("This server failed at the request; its log says why."))
 
     def _refuse(self, error: KuwaError) -> None:
         """Answer a request that could not be read, then close: what follows it cannot be trusted."""
