@@ -1,4 +1,6 @@
-"""`chatgpt` between a real kernel and a server that speaks OpenAI's API: what goes up, what comes back, what breaks."""
+"""`chatgpt` between a real kernel and a server that speaks OpenAI's API: what goes up, what comes back, what
+breaks.
+"""
 
 from __future__ import annotations
 

@@ -84,6 +84,9 @@ class ChatGPTExecutor(LLMExecutor):
         )
         if not self.keys:
             logging.getLogger(__name__).warning("chatgpt has no API key of its own. %s", self.keys.ways())
+        if not self.in_debug():
+            # A line for every request, where the executor's own log has one only for what fails.
+            logging.getLogger("httpx2").setLevel(logging.WARNING)
         try:
             import_module("openai")  # a second's work: here in the thread, not on the event loop
         except ImportError as error:
@@ -193,8 +196,10 @@ def check_base_url(url: str) -> None:
     """Raises UsageError for what is no base URL of an API."""
     try:
         parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        sound = False
-    if not sound:
+        parts, sound = None, False
+    if parts is None or not sound:
         raise UsageError(f"--base_url is {url!r}; it looks like {DEFAULT_BASE_URL}")
+    if parts.username is not None:
+        raise UsageError("--base_url holds a user name, which would take the place of the API key; leave it out")

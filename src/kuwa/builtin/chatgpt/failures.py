@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from kuwa.wire.errors import (
     BadUpstream,
@@ -46,12 +46,6 @@ class Origin:
     key_source: str
 
     @property
-    def place(self) -> str:
-        """The base URL without the user name and password that it may hold."""
-        parts = urlsplit(self.base_url)
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-    @property
     def url_hint(self) -> str:
         if urlsplit(self.base_url).path.strip("/"):
             return ""
@@ -70,7 +64,7 @@ def refusal(
     """The error for an answer of `status` with the decoded JSON (or the text) `body`. `now` is the wall clock."""
     error = _error_object(body)
     said = origin.quote(_message(error, body))
-    answered = f"{origin.place} answered {status}: {said or 'nothing that explains it.'}"
+    answered = f"{origin.base_url} answered {status}: {said or 'nothing that explains it.'}"
     param = error.get("param")
     param = param if isinstance(param, str) else None
     match status:
@@ -96,19 +90,19 @@ def refusal(
 
 def broken_event(error: object, origin: Origin) -> KuwaError:
     """The error for an error object that the provider sent inside its stream."""
-    return BadUpstream(f"{origin.place} broke off its answer: {origin.quote(_message(_mapping(error), error))}")
+    return BadUpstream(f"{origin.base_url} broke off its answer: {origin.quote(_message(_mapping(error), error))}")
 
 
 def not_a_stream(content_type: str, origin: Origin) -> KuwaError:
     return BadUpstream(
-        f"{origin.place} answered with {content_type or 'no content type'} instead of an event stream; "
+        f"{origin.base_url} answered with {content_type or 'no content type'} instead of an event stream; "
         f"is --base_url the base of an OpenAI-compatible API?{origin.url_hint}"
     )
 
 
 def unreachable(reason: str, origin: Origin) -> KuwaError:
     return BadUpstream(
-        f"{origin.place} cannot be reached ({origin.quote(reason)}). Check --base_url and that its server runs."
+        f"{origin.base_url} cannot be reached ({origin.quote(reason)}). Check --base_url and that its server runs."
     )
 
 

@@ -70,18 +70,20 @@ class EventStream:
                     self._finished = self._finishes(event.data) or self._finished
                     yield event.data
         except EventTooLong as error:
-            raise BadUpstream(f"{self._origin.place} sent no answer that can be read: {error}.") from error
+            raise BadUpstream(f"{self._origin.base_url} sent no answer that can be read: {error}.") from error
 
     def end(self) -> None:
         """The body has ended. Without `[DONE]` that is an answer only if a choice has said that it finished."""
         if not (self.done or self._finished):
-            raise UpstreamLost(f"{self._origin.place} ended its answer in the middle.")
+            raise UpstreamLost(f"{self._origin.base_url} ended its answer in the middle.")
 
     def _finishes(self, data: bytes) -> bool:
         try:
             event = _decode_event(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise BadUpstream(f"{self._origin.place} sent an event that is no chunk of an answer: {error}") from error
+            raise BadUpstream(
+                f"{self._origin.base_url} sent an event that is no chunk of an answer: {error}"
+            ) from error
         if event.error:
             raise failures.broken_event(event.error, self._origin)
         return any(choice.finish_reason for choice in event.choices or ())
@@ -132,11 +134,11 @@ class Upstream:
         except openai.APIStatusError as error:
             raise failures.refusal(error.status_code, error.response.headers, _body(error), origin) from None
         except (openai.APITimeoutError, httpx2.TimeoutException) as error:
-            raise UpstreamTimeout(f"{origin.place} did not answer in time; is it overloaded?") from error
+            raise UpstreamTimeout(f"{origin.base_url} did not answer in time; is it overloaded?") from error
         except openai.APIConnectionError as error:
             raise failures.unreachable(str(error.__cause__ or error), origin) from error
         except httpx2.HTTPError as error:
-            raise UpstreamLost(f"{origin.place} broke the connection off ({type(error).__name__}).") from error
+            raise UpstreamLost(f"{origin.base_url} broke the connection off ({type(error).__name__}).") from error
 
     def _call(self, route: Route, body: dict[str, Any], origin: Origin) -> AbstractAsyncContextManager[_Response, None]:
         headers = {"Authorization": f"Bearer {origin.key}"}

@@ -52,9 +52,7 @@ def test_options_go_from_the_file_under_the_command_line_under_the_request(tmp_p
 
 
 def test_a_null_in_the_request_leaves_the_operators_value_in_force() -> None:
-    assert (
-        executor("--temperature", "0.5").provider_body(request(body={"temperature": None}))["temperature"] == 0.5
-    )
+    assert executor("--temperature", "0.5").provider_body(request(body={"temperature": None}))["temperature"] == 0.5
 
 
 def test_a_modelfiles_parameters_go_over_the_command_line() -> None:
@@ -161,9 +159,7 @@ def test_a_last_turn_that_cannot_fit_is_refused() -> None:
 
 def test_a_plain_completion_keeps_its_prompt_and_gets_no_chat_options() -> None:
     made = executor("--temperature", "0.5", "--logprobs", "true", "--max_completion_tokens", "9")
-    asked = Request(
-        id="r", access_code="c", kind="completion", body={"model": "c", "prompt": "once", "echo": True}
-    )
+    asked = Request(id="r", access_code="c", kind="completion", body={"model": "c", "prompt": "once", "echo": True})
     body = made.provider_body(asked)
     assert (body["prompt"], body["echo"], body["temperature"]) == ("once", True, 0.5)
     assert not {"messages", "logprobs", "max_completion_tokens"} & set(body)
@@ -198,12 +194,16 @@ def test_a_requests_key_that_no_header_can_hold_is_refused_without_being_shown(k
     assert key not in raised.value.message
 
 
-@pytest.mark.parametrize(
-    "url", ["", "localhost:8000/v1", "ftp://h/v1", "http://", "http://h:99999/v1", "http://[::1"]
-)
+@pytest.mark.parametrize("url", ["", "localhost:8000/v1", "ftp://h/v1", "http://", "http://h:99999/v1", "http://[::1"])
 def test_a_base_url_that_is_none_is_refused_at_start(url: str) -> None:
     with pytest.raises(UsageError, match="--base_url"):
         check_base_url(url)
+
+
+def test_a_base_url_with_a_password_is_refused_without_showing_it() -> None:
+    with pytest.raises(UsageError, match="--base_url") as raised:
+        check_base_url("http://me:hunter2@h/v1")
+    assert "hunter2" not in str(raised.value)
 
 
 def test_a_context_window_of_nothing_is_refused_at_start() -> None:
