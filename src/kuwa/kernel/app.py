@@ -75,7 +75,7 @@ class Kernel:
             self.registry, self.dispatcher, clock=clock, sweeps=(self.chat.sweep, self.pool.sweep), tls=tls
         )
         hot, cold = routes(self)
-        self.server = Server(hot=hot, app=_application(cold), guard=HostGuard(settings.allowed_hosts))
+        self.server = Server(hot=hot, app=application(cold), guard=HostGuard(settings.allowed_hosts))
         for upstream in settings.upstreams:
             authorization = f"Bearer {upstream.key}".encode() if upstream.key else b""
             self.registry.add_upstream(
@@ -125,14 +125,15 @@ async def _only_post(request: Request) -> Response:
     raise MethodNotAllowed(f"{request.url.path} takes POST only.")
 
 
-def _application(cold: list[Route]) -> Starlette:
-    application = Starlette(
+def application(cold: list[Route]) -> Starlette:
+    """The routes that are no hot path, as an ASGI application that answers every error in the OpenAI shape."""
+    app = Starlette(
         routes=cold,
         exception_handlers={HTTPException: http_error, KuwaError: kuwa_error, Exception: kuwa_error},
     )
     # A redirect would be built from the request's Host; a path is either a route or it is none.
-    application.router.redirect_slashes = False
-    return application
+    app.router.redirect_slashes = False
+    return app
 
 
 async def serve(settings: Settings) -> int:
