@@ -9,10 +9,9 @@ import asyncio
 import logging
 from pathlib import Path
 
+from kuwa.executor import LLMExecutor, Modelfile
 from kuwa.executor.llm_executor import extract_last_url, rectify_chat_history, to_openai_chat_format
 from kuwa.executor.util import merge_config, read_config
-
-from kuwa.executor import LLMExecutor, Modelfile
 
 logger = logging.getLogger(__name__)
 
