@@ -104,9 +104,7 @@ def _nginx() -> Gateway:
         user = "user root;" if os.geteuid() == 0 else ""  # the folder is readable by its owner alone
         config = folder / "nginx.conf"
         config.write_text(
-            NGINX_CONFIG.format(
-                port=port, backend=backend, folder=folder, user=user, open_files=machine.OPEN_FILES
-            )
+            NGINX_CONFIG.format(port=port, backend=backend, folder=folder, user=user, open_files=machine.OPEN_FILES)
         )
         return [program, "-p", folder, "-c", config, "-e", "stderr"]
 

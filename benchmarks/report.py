@@ -16,6 +16,9 @@ from workloads import Sample, Workload
 
 BASELINE = "nginx"
 RESULTS = machine.HERE / "results"
+README = machine.HERE / "README.md"
+SHOWN = RESULTS / "readme.json"  # every single figure behind README's tables; the only result kept in git
+FIGURES = ("<!-- figures: written by run.py --readme -->\n", "<!-- end of figures -->\n")
 NOISE_LIMIT = 0.1  # CPU seconds of others per second; above it the report says that the machine was not quiet
 
 
@@ -26,17 +29,14 @@ class Outcome:
     workloads: Sequence[Workload]
     samples: Sequence[Sample]
     start_ups: Sequence[StartUp]
-    seconds: float
 
     def as_markdown(self) -> str:
-        parts = [f"\n{key}: {value}" for key, value in self.machine.items()]
-        parts += [f"\n{each.name} {each.version}: {each.switched_on}" for each in self.gateways]
-        parts.append(f"\n{self._turns()} turns of each, in {self.seconds:.0f} s; {self._noise()}")
-        parts += [f"\nFAILED: {failure}" for failure in self.failures()]
-        parts.append("\n" + self._cost_table())
-        if self.start_ups:
-            parts.append("\n" + self._start_up_table())
-        return "\n".join(part.removeprefix("\n") if index else part for index, part in enumerate(parts))
+        facts = [f"- {key}: {value}" for key, value in self.machine.items()]
+        facts += [f"- {each.name} {each.version}: {each.switched_on}" for each in self.gateways]
+        facts.append(f"- {time.strftime('%Y-%m-%d')}, {self._turns()} turns of each; {self._noise()}")
+        facts += [f"- **FAILED**: {failure}" for failure in self.failures()]
+        tables = [self._cost_table()] + ([self._start_up_table()] if self.start_ups else [])
+        return "\n\n".join(["\n".join(facts), *tables])
 
     def failures(self) -> list[str]:
         """Turns in which a request failed or never ended: their figures are not to be believed."""
@@ -56,8 +56,16 @@ class Outcome:
             "start_up": [asdict(each) for each in self.start_ups],
             "samples": [asdict(each) for each in self.samples],
         }
-        path.write_text(json.dumps(whole, indent=1) + "\n")
+        path.write_text(json.dumps(whole) + "\n")
         return path
+
+    def write_readme(self) -> None:
+        """Put these tables in the place of README's, and their figures beside them."""
+        begin, end = FIGURES
+        before, _, rest = README.read_text().partition(begin)
+        _, _, after = rest.partition(end)
+        README.write_text(f"{before}{begin}{self.as_markdown()}\n{end}{after}")
+        self.write(SHOWN)
 
     def _of(self, workload: Workload, gateway: Gateway) -> list[Sample]:
         return [each for each in self.samples if (each.workload, each.gateway) == (workload.name, gateway.name)]
@@ -99,15 +107,11 @@ class Outcome:
             workload.unit,
             ratio,
             f"{_median(samples, lambda each: each.load[rate]):,.0f}",
-            latency.format(
-                *(_median(samples, lambda each, k=key: each.load[k]) for key in _percentiles("request"))
-            ),
+            latency.format(*(_median(samples, lambda each, k=key: each.load[k]) for key in _percentiles("request"))),
             latency.format(*(_median(samples, lambda each, k=key: each.load[k]) for key in _percentiles("chunk")))
             if workload.chunks
             else "",
-            f"{_median(samples, lambda each: each.load['chunks'] / each.load['reads']):.1f}"
-            if workload.chunks
-            else "",
+            f"{_median(samples, lambda each: each.load['chunks'] / each.load['reads']):.1f}" if workload.chunks else "",
             f"{max(each.peak_rss_mb for each in samples):.0f}",
         )
 
@@ -140,8 +144,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in lines
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     )
 
 

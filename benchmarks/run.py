@@ -47,9 +47,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one turn (default: 2)")
     parser.add_argument("--w3", action="store_true", help="also 300 steady streams (some 1.5 minutes more)")
     parser.add_argument("--no_startup", action="store_true", help="leave out the start-up costs")
-    parser.add_argument(
-        "--json", type=Path, help="where to write everything (default: benchmarks/results/<time>.json)"
-    )
+    parser.add_argument("--readme", action="store_true", help="put the tables into benchmarks/README.md")
+    parser.add_argument("--json", type=Path, help="where to write everything (default: benchmarks/results/<time>.json)")
     options = parser.parse_args()
     options.gateway = options.gateway or names
     return options
@@ -70,9 +69,11 @@ def compare(options: argparse.Namespace) -> int:
         samples = take_turns(chosen, serving, options, measure)
     wants_startup = "kuwa" in options.gateway and not options.no_startup
     start_ups = startup.measure(gateway_core) if wants_startup else []
-    outcome = Outcome(machine.describe(), compared, chosen, samples, start_ups, time.monotonic() - begin)
-    print(outcome.as_markdown())
-    print(f"\nEvery single figure: {outcome.write(options.json)}")
+    outcome = Outcome(machine.describe(), compared, chosen, samples, start_ups)
+    print(f"\n{outcome.as_markdown()}")
+    print(f"\nIn {time.monotonic() - begin:.0f} s. Every single figure: {outcome.write(options.json)}")
+    if options.readme:
+        outcome.write_readme()
     return 1 if outcome.failures() else 0
 
 
@@ -89,9 +90,7 @@ def choose_workloads(options: argparse.Namespace) -> list[Workload]:
 def start_mock(program: Path, core: int, running: contextlib.ExitStack) -> Running:
     port = machine.free_port()
     folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="mock-")))
-    mock = running.enter_context(
-        gateways.started("mock", [program, str(port)], port=port, core=core, folder=folder)
-    )
+    mock = running.enter_context(gateways.started("mock", [program, str(port)], port=port, core=core, folder=folder))
     gateways.wait_until_it_answers(mock)
     return mock
 

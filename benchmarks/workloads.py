@@ -109,6 +109,10 @@ def measure(workload: Workload, gateway: Running, seconds: float, *, mock: Runni
         assert running.stdout is not None  # noqa: S101 -- PIPE above
         printed: dict[str, Any] = json.loads(running.stdout.read())
     cpu = gateway.cpu_seconds() - cpu_before
+    if not cpu:
+        raise machine.NotReady(
+            f"{workload.name}: {gateway.name} used less CPU than the 10 ms that can be told; give longer --seconds"
+        )
     tools = mock.cpu_seconds() - mock_before + printed["load_cpu_s"]
     units = printed["ok"] if workload.unit == "request" else printed["chunks"]
     return Sample(
