@@ -86,9 +86,7 @@ def test_the_help_of_debug_begins_with_the_tutorials() -> None:
 def test_every_executor_that_is_listed_shows_its_help(name: str) -> None:
     result = command("executor", name, "--help", COLUMNS="120")
     assert result.returncode == 0, result
-    assert result.stdout.startswith(
-        f"usage: kuwa-executor {name} [-h] [--access_code ACCESS_CODE] [--version VERSION]"
-    )
+    assert result.stdout.startswith(f"usage: kuwa-executor {name} [-h] [--access_code ACCESS_CODE] [--version VERSION]")
     assert "\nGeneral Options:\n" in result.stdout
     assert result.stderr == ""
 

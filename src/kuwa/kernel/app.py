@@ -26,6 +26,7 @@ from kuwa.http.upstream import UpstreamPool, tls_context
 from kuwa.kernel import log as kernel_log
 from kuwa.kernel.api.errors import http_error, kuwa_error
 from kuwa.kernel.api.form_chat import FormChatRoutes
+from kuwa.kernel.api.ids import WithRequestIds
 from kuwa.kernel.api.native import WorkerApi
 from kuwa.kernel.api.openai import OpenAIRoutes
 from kuwa.kernel.api.status import StatusApi
@@ -75,7 +76,8 @@ class Kernel:
             self.registry, self.dispatcher, clock=clock, sweeps=(self.chat.sweep, self.pool.sweep), tls=tls
         )
         hot, cold = routes(self)
-        self.server = Server(hot=hot, app=application(cold), guard=HostGuard(settings.allowed_hosts))
+        app = WithRequestIds(application(cold), ids)
+        self.server = Server(hot=hot, app=app, guard=HostGuard(settings.allowed_hosts))
         for upstream in settings.upstreams:
             authorization = f"Bearer {upstream.key}".encode() if upstream.key else b""
             self.registry.add_upstream(
