@@ -116,7 +116,7 @@ class Connection:
         record = Record(method, path, headers, None)
         self._server.records.append(record)
         answering = asyncio.ensure_future(self._answer(record, body))
-        watching = asyncio.ensure_future(self._reader.read(1))
+        watching = asyncio.ensure_future(self._next_byte())
         await asyncio.wait((answering, watching), return_when=asyncio.FIRST_COMPLETED)
         if not answering.done() and watching.result():
             self._ahead = watching.result()
@@ -138,6 +138,13 @@ class Connection:
             elif not self._ahead:
                 self._ahead = watching.result()
         record.outcome = "done"
+
+    async def _next_byte(self) -> bytes:
+        """The first byte of a next request; empty once the client has gone, in whichever way."""
+        try:
+            return await self._reader.read(1)
+        except ConnectionError:
+            return b""
 
     async def _answer(self, record: Record, body: bytes) -> None:
         try:
