@@ -4,6 +4,7 @@ breaks.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -152,6 +153,26 @@ def test_the_old_wire_reaches_it_with_its_modelfile(url: str, openai: FakeOpenAI
     ]
     assert openai.last["body"]["temperature"] == 0.75
     assert not [name for name in openai.last["body"] if name.startswith("kuwa")]
+
+
+def test_old_turns_are_cut_to_the_context_window_and_the_client_is_told(stage: Stage, openai: FakeOpenAI) -> None:
+    kernel = stage.kernel()
+    flags = ["--base_url", openai.base_url, "--api_key", KEY, "--model", "gpt-fake", "--context_window", "600"]
+    stage.executor("chatgpt", *flags, kernel=kernel)
+    trimming = stage.executor("chatgpt", *flags, "--trim_history", kernel=None)
+    old, older, new = ("old " * 500, "older " * 500, "new")
+    turns = [{"msg": old, "isbot": False}, {"msg": older, "isbot": True}, {"msg": new, "isbot": False}]
+    with old_chat(kernel.url, "chatgpt", "", input=json.dumps(turns)) as stream:
+        assert stream.read().decode() == new
+    assert openai.last["body"]["messages"] == [{"role": "user", "content": new}]
+
+    roles = ("user", "assistant", "user")
+    messages = [{"role": role, "content": text} for role, text in zip(roles, (old, older, new), strict=True)]
+    chat(kernel.url, "chatgpt", "", messages=messages)
+    assert openai.last["body"]["messages"] == messages
+    answer = chat(trimming.url, "chatgpt", "", messages=messages)
+    assert openai.last["body"]["messages"] == messages[-1:]
+    assert answer.headers["x-kuwa-trimmed-messages"] == "2"
 
 
 # ---- keys ---------------------------------------------------------------------------------------------------
