@@ -27,9 +27,7 @@ PARAMETERS = (
     Option("frequency_penalty", float, "Above 0: avoid tokens the more often they occurred", low=-2, high=2),
     Option("response_logprobs", bool, "Send the log probability of each token with the answer"),
     Option("logprobs", int, "With response_logprobs: how many of the likeliest tokens at each place", low=0),
-    Option(
-        "thinking_budget", int, "Most tokens spent on thinking; 0 for none, -1 to leave it to the model", low=-1
-    ),
+    Option("thinking_budget", int, "Most tokens spent on thinking; 0 for none, -1 to leave it to the model", low=-1),
 )
 
 SAFETY = tuple(
@@ -49,9 +47,7 @@ class GeminiProExecutor(LLMExecutor):
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group("Model Options")
-        group.add_argument(
-            "--api_key", default=None, help="The API key; GEMINI_API_KEY or GOOGLE_API_KEY otherwise"
-        )
+        group.add_argument("--api_key", default=None, help="The API key; GEMINI_API_KEY or GOOGLE_API_KEY otherwise")
         group.add_argument(
             "--no_override_api_key", action="store_true", help="Do not let a request bring a key of its own"
         )
