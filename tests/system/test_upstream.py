@@ -1,0 +1,55 @@
+"""`--upstream`: a server that the kernel asks itself whether it works, and that it says so about when it does not."""
+
+from __future__ import annotations
+
+import sys
+
+from calls import chat, chat_text
+from processes import REPOSITORY, Process, Stage, until
+
+FAKE_SERVER = REPOSITORY / "tests" / "fakes" / "openai_server.py"
+
+
+def start_far(stage: Stage, port: int, *flags: str) -> Process:
+    process = stage.process([sys.executable, str(FAKE_SERVER), "--port", str(port), *flags], name="openai_server")
+    process.wait_for(lambda: process.log.partition("\n")[0], "it said its URL")
+    return process
+
+
+def test_one_that_comes_up_later_is_served_then(stage: Stage) -> None:
+    port = stage.port()
+    kernel = stage.kernel("--upstream", f"far=http://127.0.0.1:{port}/v1#fake-1")
+    error = chat(kernel.url, "far", "hi")
+    assert (error.status, error.error["code"]) == (503, "no_replica")
+    assert kernel.codes() == []
+    start_far(stage, port)
+    until(lambda: kernel.ready("far"), "a poll found it")
+    assert chat_text(kernel.url, "far", "hi") == "hi"
+    assert kernel.idle("far")
+
+
+def test_one_that_refuses_the_key_is_not_served_and_the_error_says_why(stage: Stage) -> None:
+    port = stage.port()
+    start_far(stage, port, "--api_key", "right")
+    kernel = stage.kernel("--upstream", f"far=http://127.0.0.1:{port}/v1", KUWA_UPSTREAM_KEY_FAR="wrong")
+    until(lambda: "401" in kernel.replicas("far")[0]["note"], "a poll was refused")
+    answer = chat(kernel.url, "far", "hi")
+    assert answer.status == 503
+    assert "401" in answer.error["message"]
+    assert "wrong" not in kernel.process.log
+
+
+def test_one_that_dies_is_left_alone_until_it_is_back(stage: Stage) -> None:
+    port = stage.port()
+    flags = ["--upstream", f"far=http://127.0.0.1:{port}/v1#fake-1"]
+    far = start_far(stage, port)
+    kernel = stage.kernel(*flags)
+    until(lambda: kernel.ready("far"), "it was ready")
+    far.stop()
+    until(lambda: kernel.replicas("far")[0]["state"] == "ejected", "two polls failed", timeout_s=20)
+    answer = chat(kernel.url, "far", "hi")
+    assert (answer.status, answer.error["code"]) == (503, "no_replica")
+    assert "cannot be reached" in answer.error["message"]
+    start_far(stage, port)
+    until(lambda: kernel.ready("far"), "a poll found it again")
+    assert chat_text(kernel.url, "far", "hi") == "hi"
