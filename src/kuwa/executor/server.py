@@ -287,9 +287,12 @@ class Job:
         self.exchange.on_gone = self.cancel
         self._task = asyncio.get_running_loop().create_task(self._run(work), name=f"kuwa-{self.id}")
         # Not at the end of `_run`: a task that is cancelled before its first step never enters it.
-        self._task.add_done_callback(lambda _: self._over(work))
+        self._task.add_done_callback(lambda task: self._over(task, work))
 
-    def _over(self, work: Awaitable[None]) -> None:
+    def _over(self, task: asyncio.Task[None], work: Awaitable[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("request %s was not answered", self.id, exc_info=error)
+            self.exchange.abort()
         close = getattr(work, "close", None)
         if close is not None and not self._computing:
             close()
