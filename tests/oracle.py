@@ -1,0 +1,111 @@
+"""The oracle: an executor whose answers prove what became of a request. For tests alone; start it as any file:
+
+    kuwa-executor tests/oracle.py --access_code oracle --concurrency 4
+
+It answers with numbered tokens that carry a label, `label.0 label.1 …`, so that a client's ledger shows every gap,
+repetition and mix-up. What it does is said by the request and by nothing else, in the body's field `oracle`:
+
+    {"model": "oracle", "messages": […], "oracle": {"id": "r17", "tokens": 50, "delay": 0.01, "raise_after": 20}}
+
+or, over the v1.0 wire, in the Modelfile (`parameter oracle_tokens 50`). The fields are those of `Script`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from kuwa.executor import Chunk, Embeddings, EmbedRequest, Finish, LLMExecutor, Ranking, Request, RerankRequest, Usage
+from kuwa.executor.prompt import text_of
+from kuwa.wire.errors import InvalidRequest
+
+EXIT_CODE = 70
+
+
+class Script(msgspec.Struct, forbid_unknown_fields=True):
+    """What the oracle is to do. Times are seconds; `…_after: k` means after k tokens, before the next one."""
+
+    id: str = ""  # the label; empty: a digest of the messages
+    tokens: int = 20
+    delay: float = 0.005  # before each token
+    chunk: int = 1  # tokens in one chunk
+    prefill: float = 0.0  # before the first token
+    block: float = 0.0  # sleep before each token that blocks the event loop, as careless executors do
+    raise_after: int | None = None
+    exit_after: int | None = None  # the process ends at once
+    hang_after: int | None = None  # nothing comes any more
+    usage: bool = True
+
+
+class OracleExecutor(LLMExecutor):
+    LLM_name = "oracle"
+    description = "[Test] Numbered tokens on demand."
+    concurrency = 64
+
+    async def llm_compute(self, request: Request) -> AsyncIterator[Chunk]:
+        script = read_script(request)
+        label = script.id or digest(request)
+        limit = request.parameters.get("max_tokens")
+        count = script.tokens if limit is None else min(script.tokens, int(limit))
+        await asyncio.sleep(script.prefill)
+        held: list[str] = []
+        for number in range(count):
+            await misbehave(script, number)
+            if script.block:
+                time.sleep(script.block)  # noqa: ASYNC251 - what a careless executor does is what is asked for
+            await asyncio.sleep(script.delay)
+            held.append(f"{label}.{number} ")
+            if len(held) >= script.chunk or number == count - 1:
+                yield "".join(held)
+                held.clear()
+        await misbehave(script, count)
+        if script.usage:
+            yield Usage(prompt_tokens=prompt_tokens(request), completion_tokens=count)
+        if count < script.tokens:
+            yield Finish("length")
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        vectors = [[b / 255 for b in hashlib.sha256(str(text).encode()).digest()[:8]] for text in request.inputs]
+        return Embeddings(vectors, prompt_tokens=len(request.inputs))
+
+    async def rerank(self, request: RerankRequest) -> Ranking:
+        wanted = set(request.query.lower().split())
+        scores = [len(wanted & set(text.lower().split())) / max(1, len(wanted)) for text in request.documents]
+        return Ranking(scores, prompt_tokens=len(request.documents))
+
+
+def read_script(request: Request) -> Script:
+    asked = request.body.get("oracle") or request.modelfile.parameters["oracle_"]
+    try:
+        return msgspec.convert(asked, Script)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"The field oracle is no script: {error}", param="oracle") from error
+
+
+async def misbehave(script: Script, number: int) -> None:
+    """Do what the script has in store at this token."""
+    if script.raise_after == number:
+        raise RuntimeError(f"the oracle was told to fail after {number} tokens")
+    if script.exit_after == number:
+        os._exit(EXIT_CODE)
+    if script.hang_after == number:
+        await asyncio.Event().wait()
+
+
+def digest(request: Request) -> str:
+    """A label that is the same whenever the same is asked."""
+    said = "\n".join(f"{message['role']}: {text_of(message)}" for message in request.messages)
+    return hashlib.sha256(said.encode()).hexdigest()[:8]
+
+
+def prompt_tokens(request: Request) -> int:
+    return max(1, sum(len(text_of(message).split()) for message in request.messages))
+
+
+if __name__ == "__main__":
+    OracleExecutor().run()
