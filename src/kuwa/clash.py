@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 EXIT_CLASH = 2
 
@@ -18,7 +19,7 @@ def check_clash() -> None:
     """Leave with exit code 2 and the commands that mend it if the old distribution is installed here."""
     found = old_distribution(sys.path)  # noqa: TID251 - read only: where pip may have put the old distribution
     if found is not None:
-        sys.stderr.write(explanation(found))
+        sys.stderr.write(explanation(found, _direct_url()))
         raise SystemExit(EXIT_CLASH)
 
 
@@ -38,13 +39,35 @@ def old_distribution(folders: Iterable[str]) -> Path | None:
     return None
 
 
-def explanation(found: Path) -> str:
-    """What the person at the terminal reads."""
+def explanation(found: Path, direct_url: str) -> str:
+    """What the person at the terminal reads. `direct_url` is pip's record of where `kuwa` was installed from."""
     return (
         f"The old distribution 'kuwa-executor' is installed beside 'kuwa' ({found}).\n"
         "Both own the folder kuwa/executor and the command kuwa-executor, so one has overwritten the other.\n"
         "Mend it with these two commands, then start again:\n"
         f"  {sys.executable} -m pip uninstall --yes kuwa-executor\n"
-        f"  {sys.executable} -m pip install --force-reinstall --no-deps kuwa\n"
-        "From a checkout of Kuwa, write `.` in place of `kuwa` in the second one.\n"
+        f"  {sys.executable} -m pip install --force-reinstall --no-deps {_origin(direct_url)}\n"
     )
+
+
+def _origin(direct_url: str) -> str:
+    """What to name to pip so that it installs `kuwa` from where it came (PEP 610; nothing recorded: the index)."""
+    import json
+    import shlex
+    from urllib.parse import unquote, urlsplit
+
+    if not direct_url:
+        return "kuwa"
+    record: dict[str, Any] = json.loads(direct_url)
+    url = urlsplit(str(record["url"]))
+    place = shlex.quote(unquote(url.path)) if url.scheme == "file" else record["url"]
+    return f"--editable {place}" if record.get("dir_info", {}).get("editable") else place
+
+
+def _direct_url() -> str:
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        return distribution("kuwa").read_text("direct_url.json") or ""
+    except PackageNotFoundError:
+        return ""

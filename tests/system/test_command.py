@@ -50,4 +50,4 @@ def test_beside_the_old_distribution_every_command_names_what_mends_it(module: s
     assert done.returncode == 2
     assert done.stdout == ""
     assert "pip uninstall --yes kuwa-executor" in done.stderr
-    assert "pip install --force-reinstall --no-deps kuwa" in done.stderr
+    assert "pip install --force-reinstall --no-deps" in done.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 from kuwa.clash import explanation, old_distribution
 
 
@@ -19,7 +21,18 @@ def test_the_old_distribution_is_found_wherever_it_lies(tmp_path: Path) -> None:
     assert old_distribution([str(tmp_path), str(tmp_path / "second")]) == old
 
 
-def test_the_explanation_names_both_commands_for_this_very_python(tmp_path: Path) -> None:
-    text = explanation(tmp_path)
-    assert f"{sys.executable} -m pip uninstall --yes kuwa-executor" in text
-    assert f"{sys.executable} -m pip install --force-reinstall --no-deps kuwa" in text
+@pytest.mark.parametrize(
+    ("direct_url", "origin"),
+    [
+        ("", "kuwa"),
+        ('{"url": "file:///home/me/my%20kuwa", "dir_info": {}}', "'/home/me/my kuwa'"),
+        ('{"url": "file:///src/kuwa", "dir_info": {"editable": true}}', "--editable /src/kuwa"),
+        ('{"url": "https://example.org/kuwa.whl", "archive_info": {}}', "https://example.org/kuwa.whl"),
+    ],
+)
+def test_the_explanation_names_both_commands_and_where_kuwa_came_from(
+    tmp_path: Path, direct_url: str, origin: str
+) -> None:
+    text = explanation(tmp_path, direct_url)
+    assert f"{sys.executable} -m pip uninstall --yes kuwa-executor\n" in text
+    assert f"{sys.executable} -m pip install --force-reinstall --no-deps {origin}\n" in text
