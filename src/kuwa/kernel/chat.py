@@ -176,12 +176,15 @@ class Chat:
             except NoReplica as error:
                 raise failure or error from failure
             if outcome.refusal is not None:
-                failure, elsewhere = error_from_answer(*outcome.refusal, f"The executor at {replica.address}")
+                refusal = outcome.refusal
+                who = f"The executor at {replica.address}"
+                failure, elsewhere = error_from_answer(refusal.status, refusal.body, who, refusal.retry_after)
             elif outcome.error is not None:
                 failure, elsewhere = outcome.error, True
             else:
                 return outcome
-            log.warning("request %s failed at %s: %s", call.request.id, replica.address, failure)
+            if elsewhere:
+                log.warning("request %s failed at %s: %s", call.request.id, replica.address, failure)
             if outcome.delivered or not elsewhere or call.attempts == MAX_ATTEMPTS:
                 raise failure
             call.ticket.excluded.add(replica.id)

@@ -34,12 +34,20 @@ _NULL_FINISH = b'"finish_reason":null'
 _NEVER = b"\0"
 
 
+class Refusal(msgspec.Struct, frozen=True, gc=False):
+    """An answer other than 200. `retry_after` is the header's value, empty where there was none."""
+
+    status: int
+    body: bytes
+    retry_after: bytes = b""
+
+
 class Outcome(msgspec.Struct, frozen=True, gc=False):
     """How an attempt ended: complete, or with `error`. `delivered` says whether the client has been sent content."""
 
     error: KuwaError | None = None
     delivered: bool = False
-    refusal: tuple[int, bytes] | None = None
+    refusal: Refusal | None = None
     usage: Usage | None = None
 
 
@@ -54,23 +62,14 @@ class Clock(Protocol):
 class Relay:
     """What all attempts share: refusals collected, losses told, the first content stamped."""
 
-    __slots__ = (
-        "_clock",
-        "_exchange",
-        "_headers",
-        "_refusal_status",
-        "_refused",
-        "begun",
-        "first_content_at",
-        "outcome",
-    )
+    __slots__ = ("_clock", "_exchange", "_headers", "_refusal", "_refused", "begun", "first_content_at", "outcome")
 
     def __init__(self, exchange: Exchange, headers: tuple[HeaderPair, ...], clock: Clock) -> None:
         self._exchange = exchange
         self._headers = headers
         self._clock = clock
         self._refused: bytearray | None = None
-        self._refusal_status = 0
+        self._refusal = Refusal(0, b"")
         self.begun = False
         self.first_content_at = 0.0
         self.outcome: Signal[Outcome] = Signal()
@@ -79,7 +78,7 @@ class Relay:
 
     def on_head(self, head: ResponseHead) -> None:
         if head.status != 200:
-            self._refusal_status = head.status
+            self._refusal = Refusal(head.status, b"", head.get(b"retry-after") or b"")
             self._refused = bytearray()
         else:
             self._accepted(head)
@@ -94,7 +93,8 @@ class Relay:
             return
         refused += data[: MAX_ERROR_BYTES - len(refused)]
         if ended:
-            self.outcome.fire(Outcome(refusal=(self._refusal_status, bytes(refused))))
+            refusal = Refusal(self._refusal.status, bytes(refused), self._refusal.retry_after)
+            self.outcome.fire(Outcome(refusal=refusal))
 
     def on_lost(self, error: KuwaError) -> None:
         self._fail(error)
@@ -138,7 +138,7 @@ _EMPTY = (b'""', b"null", b"[]", b"{}")
 class EventRelay(Relay):
     """OpenAI events, passed through."""
 
-    __slots__ = ("_carry", "_done", "_finished", "_held", "_ordinary", "_sse_checked", "_usage", "_usage_wanted")
+    __slots__ = ("_carry", "_done", "_finished", "_held", "_ordinary", "_usage", "_usage_wanted")
 
     def __init__(
         self, exchange: Exchange, headers: tuple[HeaderPair, ...], clock: Clock, *, include_usage: bool

@@ -16,6 +16,8 @@ from kuwa.wire import form as form_wire
 from kuwa.wire import sse
 from kuwa.wire.errors import BadUpstream, KuwaError, Unsupported
 
+MAX_RETRY_AFTER_S = 24 * 3600
+
 
 class Usage(msgspec.Struct, frozen=True):
     """Token counts as every OpenAI answer carries them."""
@@ -300,10 +302,12 @@ def _plain_text(message: dict[str, Any], access_code: str) -> str:
     return "".join(pieces)
 
 
-def error_from_answer(status: int, body: bytes, who: str) -> tuple[KuwaError, bool]:
+def error_from_answer(status: int, body: bytes, who: str, retry_after: bytes = b"") -> tuple[KuwaError, bool]:
     """What an answer other than 200 means: the error for the client, and whether another replica may do better."""
     passed = PassedOn.of(status, body)
     if passed is not None:
+        if retry_after.isdigit():
+            passed.retry_after_s = min(int(retry_after[:9]), MAX_RETRY_AFTER_S)
         return passed, passed.retryable_elsewhere
     shown = body[:200].decode("utf-8", "replace").strip() or "nothing"
     return BadUpstream(f"{who} answered with status {status} and {shown!r}."), status >= 500 or status in (

@@ -14,7 +14,7 @@ from kuwa.http.connection import ServerConnection
 from kuwa.http.exchange import Exchange
 from kuwa.http.framing import ChunkDecoder, ResponseHead, whole_chunks
 from kuwa.http.server import Server
-from kuwa.kernel.relay import EventRelay, Outcome, Relay, TranslatingRelay, WholeRelay
+from kuwa.kernel.relay import EventRelay, Outcome, Refusal, Relay, TranslatingRelay, WholeRelay
 from kuwa.kernel.translate import CompletionFromText, EventsFromText, TextFromEvents
 from kuwa.wire.errors import BadUpstream, UpstreamLost
 from kuwa.wire.sse import SseReader
@@ -234,10 +234,10 @@ def test_events_with_carriage_returns_pass_too() -> None:
 def test_a_refusal_is_collected_and_told_whole() -> None:
     client = Client()
     relay = relay_to(client)
-    relay.on_head(ResponseHead(429, (), 4, False, True))
+    relay.on_head(ResponseHead(429, ((b"retry-after", b"7"),), 4, False, True))
     relay.on_data(b"bu", ended=False)
     relay.on_data(b"sy", ended=True)
-    assert outcome_of(relay).refusal == (429, b"busy")
+    assert outcome_of(relay).refusal == Refusal(429, b"busy", b"7")
     assert client.transport.written == b""
 
 

@@ -92,6 +92,12 @@ def test_a_replicas_error_keeps_its_status_and_words(status: int, elsewhere: boo
     assert (error.retry_after_s is not None) == (status in (429, 503))
 
 
+def test_a_replicas_retry_after_reaches_the_client() -> None:
+    body = b'{"error":{"message":"slow down"}}'
+    assert error_from_answer(429, body, "x", b"17")[0].retry_after_s == 17
+    assert error_from_answer(429, body, "x", b"Wed, 21 Oct")[0].retry_after_s == 1
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"detail":"x"}', b'{"error":"x"}', b"\xff"])
 def test_an_error_in_no_known_shape_becomes_bad_upstream(body: bytes) -> None:
     error, retry = error_from_answer(500, body, "The executor at http://a")
