@@ -25,12 +25,12 @@ from kuwa.executor.arguments import Settings, UsageError
 from kuwa.executor.base import LLMExecutor, NotBuiltYet, SetupFailed
 from kuwa.executor.lease import LeaseLoop
 from kuwa.executor.server import ExecutorServer
-from kuwa.http.guard import HostGuard, is_loopback
+from kuwa.http.guard import HostGuard
 from kuwa.http.server import CannotListen, Server
 from kuwa.http.server import run as run_loop
 from kuwa.wire.errors import InvalidRequest
 from kuwa.wire.lease import Dialects, ExecutorState, Load, Registration
-from kuwa.wire.names import check_access_code
+from kuwa.wire.names import check_access_code, is_loopback
 
 DRAIN_S = 60.0
 # A setup that ends at once (or fails at once) need not be announced as starting.

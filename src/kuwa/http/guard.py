@@ -6,11 +6,11 @@ was sent to (DNS rebinding) or the Origin it came from. Both must be loopback na
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from kuwa.wire.errors import ForbiddenHost, ForbiddenOrigin, KuwaError
+from kuwa.wire.names import is_loopback
 
 
 class HostGuard:
@@ -38,17 +38,6 @@ class HostGuard:
 
     def _welcome(self, name: str) -> bool:
         return is_loopback(name) or name in self._allowed
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a host name (without port and brackets) always means this machine."""
-    name = name.rstrip(".").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _hostname(host: bytes) -> str | None:

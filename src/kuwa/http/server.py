@@ -68,6 +68,12 @@ class Server:
 
     async def drain(self, timeout_s: float) -> bool:
         """Stop accepting, let the requests under way end, close. Returns whether all of them ended in time."""
+        ended = await self.settle(timeout_s)
+        self.close()
+        return ended
+
+    async def settle(self, timeout_s: float) -> bool:
+        """Stop accepting and let the requests under way end. Returns whether all of them did in time."""
         self.draining = True
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
@@ -75,10 +81,8 @@ class Server:
             listener.close()
         while sum(connection.close_when_idle() for connection in list(self.connections)):
             if loop.time() >= deadline:
-                self.close()
                 return False
             await asyncio.sleep(0.02)
-        self.close()
         return True
 
     def close(self) -> None:

@@ -37,8 +37,10 @@ from kuwa.kernel.metrics import Collector, Exposition, Metrics
 from kuwa.kernel.registry import Registry
 from kuwa.kernel.settings import BadSetting, Settings
 from kuwa.kernel.trust import EndpointRule
-from kuwa.wire.errors import KuwaError, MethodNotAllowed
+from kuwa.wire.errors import Draining, KuwaError, MethodNotAllowed
 from kuwa.wire.names import RequestIds
+
+TOLD_S = 1.0  # how long clients may take to hear that their answer was cut
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("kuwa.kernel")
 
@@ -89,9 +91,13 @@ class Kernel:
         return await self.server.listen(self.settings.host, self.settings.port)
 
     async def drain(self) -> bool:
-        """Refuse new requests, let those under way end. Whether all did within the time for it."""
+        """Refuse new requests, let those under way end, and tell those that do not. Whether all ended in time."""
         self.chat.draining = True
-        return await self.server.drain(self.settings.drain_s)
+        ended = await self.server.settle(self.settings.drain_s)
+        if not ended:
+            self.chat.end_all(Draining("This kernel was shut down before the answer was complete."))
+            await self.server.settle(TOLD_S)
+        return ended
 
     def close(self) -> None:
         """Cut what is left."""

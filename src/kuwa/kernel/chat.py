@@ -212,7 +212,7 @@ class Chat:
             try:
                 connection.send(message, relay)
                 outcome = await relay.outcome
-            except (ClientGone, Aborted):
+            except BaseException:
                 self._tell_abort(replica)
                 raise
             finally:
@@ -289,9 +289,8 @@ class Chat:
     def release(self, call: Call) -> None:
         self.settle(self._dispatcher.cancel(call.ticket, self._clock.now))
 
-    def elapsed(self, since: float) -> float:
-        """Seconds from `since` to now."""
-        return self._clock.time() - since
+    def now(self) -> float:
+        return self._clock.time()
 
     def _tell_abort(self, replica: Replica) -> None:
         """An executor of the old wire goes on computing when its connection closes: tell it."""
@@ -345,6 +344,12 @@ class Chat:
                 call.story.interrupt(Aborted())
         return len(calls)
 
+    def end_all(self, error: KuwaError) -> None:
+        """End every request with `error`."""
+        for call in list(self._calls.values()):
+            if call.story is not None:
+                call.story.interrupt(error)
+
     def status(self, request_id: str) -> dict[str, Any] | None:
         """What a request is doing: queued (with its position) or running; None where none has that id."""
         call = self._calls.get(request_id)
@@ -379,7 +384,7 @@ class _Slot:
         granted: Signal[None] = Signal()
         replica = self._chat.acquire(call, lambda: granted.fire(None))
         if replica is None:
-            waits_since = call.started_at
+            waits_since = self._chat.now()
             try:
                 await granted
             except BaseException:
@@ -388,7 +393,7 @@ class _Slot:
             if call.ticket.error is not None:
                 raise call.ticket.error
             replica = call.ticket.replica
-            call.queue_s = self._chat.elapsed(waits_since)
+            call.queue_s += self._chat.now() - waits_since
         if replica is None:
             raise InternalError("A slot was granted without a replica.")
         call.replica = replica

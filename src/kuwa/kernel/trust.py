@@ -11,10 +11,9 @@ import ipaddress
 from collections.abc import Callable, Iterable
 from urllib.parse import SplitResult, urlsplit
 
-from kuwa.http.guard import is_loopback
 from kuwa.wire.errors import ForbiddenEndpoint, InvalidRequest
 from kuwa.wire.lease import Registration
-from kuwa.wire.names import check_access_code
+from kuwa.wire.names import check_access_code, is_loopback
 
 MAX_URL = 2000
 MAX_EXECUTOR_ID = 200

@@ -1,7 +1,8 @@
-"""The names that travel: access codes and request ids, and what makes one valid."""
+"""The names that travel: access codes, request ids and host names, and what makes one valid."""
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import os
 
@@ -54,3 +55,14 @@ def echoable_request_id(value: str) -> str | None:
     if 0 < len(value) <= MAX_CLIENT_REQUEST_ID and value.isascii() and value.isprintable():
         return value
     return None
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host name (without port and brackets) always means this machine."""
+    name = name.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
