@@ -25,6 +25,8 @@ END_GRACE_S = 10.0
 PATIENCE_S = 20.0
 # Exit codes that say: wrong usage, not built yet. Started again, the program would say the same.
 HOPELESS_EXITS = frozenset({2, 3})
+# The executor could not set up its model. Where it never could, the model or its options are wrong.
+SETUP_FAILED_EXIT = 4
 
 Phase = Literal["waiting", "starting", "ready", "done", "pausing", "given up", "ending", "ended"]
 
@@ -193,7 +195,8 @@ class Supervision:
         course.quick_deaths = course.quick_deaths + 1 if quick else 1
         # A kernel that never came up will not: its port is taken, or its options are wrong.
         stillborn = course.program.kind != "executor" and not course.was_ready
-        if stillborn or code in HOPELESS_EXITS or course.quick_deaths >= MAX_QUICK_DEATHS:
+        hopeless = code in HOPELESS_EXITS or (code == SETUP_FAILED_EXIT and not course.was_ready)
+        if stillborn or hopeless or course.quick_deaths >= MAX_QUICK_DEATHS:
             course.phase = "given up"
             self._news.append(Died(course.program, code, None))
             return
