@@ -73,6 +73,7 @@ class LLMExecutor:
         except UsageError as error:
             parser.error(str(error))
         self.concurrency = self.settings.concurrency
+        self.prog = started.prog
         self.default_name = started.name
         self.environment = started.environment
         self._adopt_old_names()

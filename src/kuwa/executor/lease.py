@@ -53,7 +53,7 @@ def judge(status: int, body: bytes, settings: Settings) -> Verdict:
         if word == "Failed":
             return Verdict("failed", f"the kernel at {where} refuses this executor: it says Failed")
         return Verdict("refused", f"what answers at {where} is no Kuwa kernel; check --kernel_url")
-    if status in (404, 405):
+    if status in (404, 405, 501):
         return Verdict(
             "refused",
             f"the kernel at {where} has no worker API {settings.version}, which --version asks for "

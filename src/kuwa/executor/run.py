@@ -65,7 +65,7 @@ def run(executor: LLMExecutor) -> int:
         return run_loop(_Life(executor).live())
     except Leave as leave:
         if leave.reason:
-            sys.stderr.write(f"{type(executor).__name__}: {leave.reason}\n")
+            sys.stderr.write(f"{executor.prog}: {leave.reason}\n")
         return leave.code
     except KeyboardInterrupt:
         return Exit.CUT
@@ -248,7 +248,9 @@ class _Life:
         self.leaving = True
         ended = True
         if started:
-            log.info("leaving: requests under way may end within %.0f s; a second signal cuts them", DRAIN_S)
+            running = self.server.slots.running
+            if running:
+                log.info("leaving: %d requests may end within %.0f s; a second signal cuts them", running, DRAIN_S)
             if not self.refusal.done():
                 await self._tell_kernel()
             ended = await self._drained()

@@ -465,13 +465,17 @@ class Job:
             self.exchange.fail(error, self._id_headers())
 
     def _fail_old(self, error: KuwaError) -> None:
-        """The v1.0 wire knows the error of a full executor; every other one is a text in the answer."""
+        """The v1.0 wire: a form that cannot be read is refused, a full executor says so in the words that old
+        kernels know, and every other error is a text in the answer."""
         exchange = self.exchange
         if exchange.gone or exchange.ended:
             return
         if isinstance(error, QueueFull | NoReplica):
             retry = (b"retry-after", b"%d" % (error.retry_after_s or 1))
             exchange.respond(429, _message("Processing another request."), [_JSON, retry])
+            return
+        if self._task is None:
+            exchange.respond(error.status, _message(error.message), [_JSON])
             return
         if not exchange.started:
             exchange.start(200, [_EVENT_STREAM, *self._id_headers()])
