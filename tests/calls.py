@@ -43,9 +43,7 @@ class Answer:
         return error
 
 
-def connect(
-    url: str, *, timeout_s: float = TIMEOUT_S, ca: ssl.SSLContext | None = None
-) -> http.client.HTTPConnection:
+def connect(url: str, *, timeout_s: float = TIMEOUT_S, ca: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
     parts = urlsplit(url)
     assert parts.hostname
     if parts.scheme == "https":
@@ -79,9 +77,7 @@ def post_json(url: str, message: Any, headers: Mapping[str, str] | None = None, 
     return fetch(url, "POST", body, {"content-type": "application/json", **(headers or {})}, **options)
 
 
-def post_form(
-    url: str, fields: Mapping[str, str], headers: Mapping[str, str] | None = None, **options: Any
-) -> Answer:
+def post_form(url: str, fields: Mapping[str, str], headers: Mapping[str, str] | None = None, **options: Any) -> Answer:
     kind = {"content-type": "application/x-www-form-urlencoded"}
     return fetch(url, "POST", urlencode(fields), {**kind, **(headers or {})}, **options)
 
@@ -206,9 +202,7 @@ def stream_chat(
     **parameters: Any,
 ) -> Stream:
     body = json.dumps(chat_body(model, text, stream=True, **parameters), ensure_ascii=False).encode()
-    return Stream(
-        url, "/v1/chat/completions", body, {"content-type": "application/json", **(headers or {})}, ca=ca
-    )
+    return Stream(url, "/v1/chat/completions", body, {"content-type": "application/json", **(headers or {})}, ca=ca)
 
 
 def open_chat(url: str, model: str, text: str, **parameters: Any) -> Stream:

@@ -101,9 +101,7 @@ class Registry:
     def page(self) -> dict[str, list[list[object]]]:
         with self._lock:
             return {
-                name: [
-                    [w.endpoint, "BUSY" if w.busy else "READY", int(w.history_id), int(w.user_id)] for w in workers
-                ]
+                name: [[w.endpoint, "BUSY" if w.busy else "READY", int(w.history_id), int(w.user_id)] for w in workers]
                 for name, workers in self.workers.items()
             }
 

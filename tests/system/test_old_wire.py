@@ -272,8 +272,11 @@ class TestOurExecutorOnAnOldKernel:
         first = old_kernel.start(stage, "--delay", "0")
         first.process.kill()
         old_kernel.start(stage, "--delay", "0", port=first.port)
-        until(lambda: old_kernel.process.log.count("register debug") >= 2, "it registered again")
-        assert old_kernel.workers("debug") == [[f"http://127.0.0.1:{first.port}/chat", "READY", -1, -1]]
+        endpoint = f"http://127.0.0.1:{first.port}/chat"
+        # The lines of the log: registered, refused, unregistered, registered.
+        until(lambda: old_kernel.process.log.count(f"\nregister debug {endpoint} True") == 2, "it registered again")
+        assert old_kernel.said(f"\nregister debug {endpoint} False")
+        assert old_kernel.workers("debug") == [[endpoint, "READY", -1, -1]]
         with old_chat(old_kernel.url, "debug", TEXT) as stream:
             assert stream.read().decode() == TEXT
 

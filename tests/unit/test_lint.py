@@ -23,8 +23,7 @@ def faults(tree: ast.AST) -> list[str]:
             found += [
                 f"line {node.lineno}: shell={ast.unparse(keyword.value)}"
                 for keyword in node.keywords
-                if keyword.arg == "shell"
-                and not (isinstance(keyword.value, ast.Constant) and not keyword.value.value)
+                if keyword.arg == "shell" and not (isinstance(keyword.value, ast.Constant) and not keyword.value.value)
             ]
         elif isinstance(node, ast.Import):
             found += [
@@ -35,9 +34,7 @@ def faults(tree: ast.AST) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             if node.module.partition(".")[0] in FORBIDDEN_MODULES:
                 found.append(f"line {node.lineno}: from {node.module} import …")
-            if node.module == "yaml" and any(
-                alias.name in {"load", "Loader", "UnsafeLoader"} for alias in node.names
-            ):
+            if node.module == "yaml" and any(alias.name in {"load", "Loader", "UnsafeLoader"} for alias in node.names):
                 found.append(f"line {node.lineno}: from yaml import load")
     return found
 
