@@ -31,11 +31,13 @@ class Source(Protocol):
 class Head:
     """A request's head, parsed once and never changed: heads that come again byte for byte share one object.
 
-    `headers` are all but Content-Length, which belongs to one request: a handler has the body itself.
+    `headers` are all but Content-Length, which belongs to one request: a handler has the body itself. `derived` is
+    for the handler: what it read out of this head, so that it need not again when the head comes again.
     """
 
     __slots__ = (
         "_fields",
+        "derived",
         "expects_continue",
         "headers",
         "keep_alive",
@@ -59,6 +61,7 @@ class Head:
         self._fields = dict(reversed(headers))
         self.expects_continue = self._fields.get(b"expect", b"").lower() == b"100-continue"
         self.refusal: KuwaError | None = None
+        self.derived: object = None
 
     def get(self, name: bytes) -> bytes | None:
         """The first header called `name` (lower case), or None."""
@@ -148,18 +151,15 @@ class Exchange:
         """Send the whole response. Does nothing when the client is gone."""
         if self.gone:
             return
-        parts = [_STATUS_LINES[status]]
-        for name, value in headers:
-            parts += (name, b": ", value, b"\r\n")
+        fields = b"".join([b"%b: %b\r\n" % header for header in headers])
         if status not in _NO_BODY_STATUS:
-            parts.append(b"content-length: %d\r\n" % len(body))
+            fields += b"content-length: %d\r\n" % len(body)
         if not self._stays_open():
-            parts.append(b"connection: close\r\n")
-        parts.append(b"\r\n")
-        if self.head.method != "HEAD":
-            parts.append(body)
+            fields += b"connection: close\r\n"
+        if self.head.method == "HEAD":
+            body = b""
         self.started = True
-        self._connection.write(b"".join(parts))
+        self._connection.write(b"%b%b\r\n%b" % (_STATUS_LINES[status], fields, body))
         self._finish()
 
     def start(self, status: int, headers: Iterable[HeaderPair]) -> None:

@@ -173,4 +173,13 @@ def whole_chunks(data: bytes) -> int:
 
 def unframe(frames: bytes) -> bytes:
     """The payload of whole chunks, as `whole_chunks` recognised them."""
-    return ChunkDecoder().feed(frames)
+    pieces: list[bytes] = []
+    position = 0
+    while True:
+        line_end = frames.find(b"\r\n", position)
+        size = _SIZES.get(frames[position:line_end])
+        if size is None:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        start = line_end + 2
+        pieces.append(frames[start : start + size])
+        position = start + size + 2

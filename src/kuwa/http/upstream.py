@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
@@ -31,9 +32,12 @@ MAX_IDLE_PER_ORIGIN = 1024
 MAX_MEMO = 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Origin:
-    """Where to connect: scheme, host and port, and the Host header that goes with them."""
+    """Where to connect: scheme, host and port, and the Host header that goes with them.
+
+    `of` gives one object for one origin, so that they are compared and hashed by identity: the pool is keyed by them.
+    """
 
     scheme: str
     host: str
@@ -46,14 +50,18 @@ class Origin:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is no http or https URL")
-        default = 443 if parts.scheme == "https" else 80
-        port = parts.port or default
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        header = host if port == default else f"{host}:{port}"
-        return cls(parts.scheme, parts.hostname, port, header.encode("idna" if not header.isascii() else "ascii"))
+        return _origin(parts.scheme, parts.hostname, parts.port)
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.host_header.decode()}"
+
+
+@lru_cache(maxsize=16_384)
+def _origin(scheme: str, hostname: str, port: int | None) -> Origin:
+    default = 443 if scheme == "https" else 80
+    host = f"[{hostname}]" if ":" in hostname else hostname
+    header = host if port in (None, default) else f"{host}:{port}"
+    return Origin(scheme, hostname, port or default, header.encode("ascii" if header.isascii() else "idna"))
 
 
 class ResponseHandler(Protocol):

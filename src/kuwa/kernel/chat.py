@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kuwa.http.client import fetch
@@ -107,7 +107,6 @@ class Call:
     relay: Relay | None = None
     queue_s: float = 0.0
     attempts: int = 0
-    lost: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +186,7 @@ class Chat:
                 log.warning("request %s failed at %s: %s", call.request.id, replica.address, failure)
             if outcome.delivered or not elsewhere or call.attempts == MAX_ATTEMPTS:
                 raise failure
-            call.ticket.excluded.add(replica.id)
+            call.ticket.excluded |= {replica.id}
 
     def _slot(self, call: Call) -> _Slot:
         return _Slot(self, call)

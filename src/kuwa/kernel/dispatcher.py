@@ -11,6 +11,7 @@ A replica that is to get no requests for a while is one whose state in the regis
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -60,7 +61,7 @@ class _Pool:
         self.queue = FairQueue(weights)
         self.last_turn = 0
 
-    def worth_waiting(self, excluded: set[str]) -> bool:
+    def worth_waiting(self, excluded: AbstractSet[str]) -> bool:
         """Whether a replica other than those `excluded` may have a free slot soon."""
         return any(r.state in _WORTH_WAITING and r.id not in excluded for r in self.replicas)
 
@@ -324,7 +325,7 @@ class Dispatcher:
             "try again later, or start another executor for it."
         )
 
-    def _no_replica(self, pool: _Pool, excluded: set[str]) -> NoReplica:
+    def _no_replica(self, pool: _Pool, excluded: AbstractSet[str]) -> NoReplica:
         name = repr(pool.access_code)
         others = [replica for replica in pool.replicas if replica.id not in excluded]
         if not others and pool.replicas:

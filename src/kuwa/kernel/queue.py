@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kuwa.kernel.registry import Replica
 from kuwa.wire.errors import KuwaError
@@ -35,7 +35,7 @@ class Ticket:
     cost_bytes: int = 0
     key: tuple[str, str] | None = None
     granted: Callable[[], None] | None = None
-    excluded: set[str] = field(default_factory=set[str])
+    excluded: frozenset[str] = frozenset()
     replica: Replica | None = None
     error: KuwaError | None = None
     queued: bool = False

@@ -245,7 +245,7 @@ class TestFailover:
         failed = ticket.replica
         assert failed is not None
         house.done(ticket)
-        ticket.excluded.add(failed.id)
+        ticket.excluded |= {failed.id}
         again = house.dispatcher.acquire(ticket, house.now)
         assert again is not None
         assert again is not failed
@@ -263,7 +263,7 @@ class TestFailover:
         on_a, on_b = house.ask(), house.ask()
         waiting = house.ask()
         assert on_a.replica is not None
-        on_a.excluded.add(on_a.replica.id)
+        on_a.excluded |= {on_a.replica.id}
         assert house.done(on_a) == [waiting]
         house.dispatcher.acquire(on_a, house.now)
         another = house.ask()
@@ -277,7 +277,7 @@ class TestFailover:
         house.join("b")
         on_a, on_b = house.ask(), house.ask()
         assert on_a.replica is not None
-        on_a.excluded.add(on_a.replica.id)
+        on_a.excluded |= {on_a.replica.id}
         house.done(on_a)
         house.dispatcher.acquire(on_a, house.now)
         assert on_a.queued
@@ -550,7 +550,7 @@ class Traffic(RuleBasedStateMachine):
             failed = ticket.replica.id
             self.tickets.remove(ticket)
             self.took(self.house.dispatcher.release(ticket, self.house.now))
-            ticket.excluded.add(failed)
+            ticket.excluded |= {failed}
             self._acquire(ticket)
 
     @invariant()

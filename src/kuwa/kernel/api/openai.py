@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from kuwa.http.exchange import Exchange, HeaderPair
+from kuwa.http.exchange import Exchange, Head, HeaderPair
 from kuwa.kernel.chat import Chat, ChatRequest, Outgoing
 from kuwa.kernel.registry import Replica
 from kuwa.kernel.relay import Clock, EventRelay, Relay, TranslatingRelay, WholeRelay
@@ -24,6 +24,13 @@ JSON = b"application/json"
 FORM = b"application/x-www-form-urlencoded"
 FORWARDED = (b"traceparent", b"tracestate", b"x-request-id", b"accept-language", b"x-kuwa-provider-key")
 PRINCIPAL_BYTES = 16
+
+
+class _HeadRead(msgspec.Struct, frozen=True):
+    """What this dialect needs of a request's head: the principal that a token names, and what is forwarded."""
+
+    key: str
+    forwarded: tuple[HeaderPair, ...]
 
 
 class _StreamOptions(msgspec.Struct):
@@ -157,16 +164,26 @@ def request_headers(exchange: Exchange, request_id: str) -> tuple[HeaderPair, ..
 
 
 def forwarded_headers(exchange: Exchange) -> tuple[HeaderPair, ...]:
-    head = exchange.headers
-    return tuple([(name, value) for name in FORWARDED if (value := head.get(name)) is not None])
+    """The client's headers that travel on to the executor."""
+    return _read(exchange.headers).forwarded
 
 
 def principal_of(exchange: Exchange, user: str | None) -> str:
     """Whom the request counts for: the bearer token's hash, else the named user, else the peer's address."""
-    token = exchange.headers.get(b"authorization")
-    if token:
-        return "key " + hashlib.blake2b(token, digest_size=PRINCIPAL_BYTES).hexdigest()
+    if key := _read(exchange.headers).key:
+        return key
     return f"user {user}" if user else f"peer {exchange.peer[0]}"
+
+
+def _read(head: Head) -> _HeadRead:
+    known = head.derived
+    if isinstance(known, _HeadRead):
+        return known
+    token = head.get(b"authorization")
+    key = "key " + hashlib.blake2b(token, digest_size=PRINCIPAL_BYTES).hexdigest() if token else ""
+    forwarded = tuple([(name, value) for name in FORWARDED if (value := head.get(name)) is not None])
+    head.derived = read = _HeadRead(key, forwarded)
+    return read
 
 
 def _asking_for_usage(body: bytes, *, replace: bool) -> bytes:
