@@ -32,6 +32,9 @@ from calls import (
 from kuwa.wire.lease import RENEW_S
 from processes import REPOSITORY, Executor, Kernel, Process, Stage, until
 
+# Whichever test comes first makes the old command's virtual environment.
+pytestmark = pytest.mark.timeout(400)
+
 FAKES = REPOSITORY / "tests" / "fakes"
 OLD_KUWA = "kuwa-executor==0.1.0"
 # What the old package needs and no longer names itself since Python 3.12 came without it.
@@ -88,7 +91,6 @@ def old(stage: Stage, kernel: Kernel, old_kuwa: Path) -> OldExecutors:
 
 
 class TestOldExecutorOnOurKernel:
-    @pytest.mark.timeout(400)
     def test_debug_and_dummy_chat_by_both_dialects(self, old: OldExecutors) -> None:
         url = old.kernel.url
         old.start("debug", "old-debug", "--delay", "0")
