@@ -79,9 +79,8 @@ def _log_to_stderr(level: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the executor listens, and under which name others reach it."""
+    """Under which name others reach the executor."""
 
-    bind: str
     host: str
     port: int
     scheme: str
@@ -116,7 +115,7 @@ class _Life:
         try:
             self.server = ExecutorServer(self.executor)
         except SetupFailed as error:
-            raise _why_not(error) from error
+            raise why_not(error) from error
         http = await self._listen()
         try:
             started = await self._set_up()
@@ -135,7 +134,7 @@ class _Life:
     async def _listen(self) -> Server:
         settings = self.settings
         host = settings.host or ("127.0.0.1" if settings.ignore_kernel else _own_address(settings.kernel_url))
-        bind = _bind_address(host)
+        bind = bind_address(host)
         http = Server(
             hot=self.server.hot(),
             app=self.server.app(),
@@ -146,7 +145,7 @@ class _Life:
         except CannotListen as error:
             raise Leave(Exit.USAGE, str(error)) from error
         scheme = "https" if settings.https or settings.tls_cert else "http"
-        self.address = Address(bind, host, port, scheme)
+        self.address = Address(host, port, scheme)
         return http
 
     # ---- setup ---------------------------------------------------------------------------------------------
@@ -169,7 +168,7 @@ class _Life:
             for code in self.executor.access_codes:
                 check_access_code(code)
         except Exception as error:
-            raise _why_not(error) from error
+            raise why_not(error) from error
         finally:
             setup.cancel()
             signalled.cancel()
@@ -213,7 +212,7 @@ class _Life:
         # Before setup() has returned the code may still change; only what the command line or the class says counts.
         known = executor.access_codes if server.state != "starting" else self._early_codes()
         return Registration(
-            executor_id=_executor_id(origin),
+            executor_id=executor_id(origin),
             incarnation=self.incarnation,
             access_codes=list(known),
             dialects=Dialects(openai=origin + "/v1", v1_0=origin + self.settings.executor_path),
@@ -322,7 +321,7 @@ async def _setup(executor: LLMExecutor) -> None:
     await done
 
 
-def _why_not(error: Exception) -> Leave:
+def why_not(error: Exception) -> Leave:
     """An exception out of the start-up as the reason to leave."""
     match error:
         case Leave():
@@ -355,7 +354,7 @@ def _own_address(kernel_url: str) -> str:
         ) from error
 
 
-def _bind_address(host: str) -> str:
+def bind_address(host: str) -> str:
     """Loopback is served on loopback alone; every other name on all addresses."""
     if not is_loopback(host):
         return "::" if ":" in host else "0.0.0.0"  # noqa: S104 - asked for by --host or by the kernel's place
@@ -373,6 +372,6 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def _executor_id(origin: str) -> str:
+def executor_id(origin: str) -> str:
     """The same after a restart on the same port, so that a restarted executor takes the place of the old one."""
     return "exe_" + hashlib.sha256(f"{socket.gethostname()} {origin}".encode()).hexdigest()[:16]
