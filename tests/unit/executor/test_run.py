@@ -9,7 +9,6 @@ from kuwa.executor.arguments import UsageError
 from kuwa.executor.run import Address, Exit, Leave, bind_address, executor_id, why_not
 from kuwa.wire.errors import InvalidRequest
 
-
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - what is expected, bound by nobody
 
 
