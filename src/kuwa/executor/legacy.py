@@ -6,16 +6,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from kuwa.executor.modelfile import Modelfile
 from kuwa.executor.prompt import SYSTEM_ROLES, text_of
 from kuwa.executor.request import Request
-from kuwa.wire.form import PROVIDER_KEY_FIELDS, encode_history
+from kuwa.wire.form import PARAMETER_PREFIX, PROVIDER_KEY_FIELDS, encode_history, encode_modelfile
 
 # Fields that executors of that time read without asking whether they are there.
 _ALWAYS = ("name", "history_id", "user_id", *PROVIDER_KEY_FIELDS)
-_PARAMETER = "llm_"
 
 
 def history_of(request: Request) -> list[dict[str, Any]]:
@@ -40,7 +37,7 @@ def modelfile_of(request: Request) -> Modelfile:
     modelfile.parameters.update({"_" + name: request.form.get(name, "") for name in _ALWAYS})
     modelfile.parameters["_lang"] = request.language
     modelfile.parameters.update(given.parameters)
-    modelfile.parameters.update({_PARAMETER + name: value for name, value in request.parameters.items()})
+    modelfile.parameters.update({PARAMETER_PREFIX + name: value for name, value in request.parameters.items()})
     return modelfile
 
 
@@ -48,19 +45,14 @@ def form_of(request: Request) -> dict[str, str]:
     """The form as the old kernel sent it. Where the request came by the OpenAI dialect it is made up of it."""
     if "input" in request.form:
         return {**dict.fromkeys(_ALWAYS, ""), **request.form}
-    commands: list[dict[str, str]] = []
-    if system := _system_prompt(request):
-        commands.append({"name": "system", "args": system})
-    for name, value in request.parameters.items():
-        text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-        commands.append({"name": "parameter", "args": f"{_PARAMETER}{name} {text}"})
+    system = _system_prompt(request)
     return {
         **dict.fromkeys(_ALWAYS, ""),
         "name": request.access_code,
         "input": encode_history(history_of(request)),
         "history_id": "-1",
         "user_id": str(request.body.get("user") or "-1"),
-        "modelfile": msgspec.json.encode(commands).decode(),
+        "modelfile": encode_modelfile([system] if system else [], request.parameters),
         **request.form,
     }
 

@@ -207,24 +207,21 @@ def form_from_openai(body: dict[str, Any], access_code: str, history_id: str, us
             )
     if body.get("n", 1) not in (None, 1):
         raise Unsupported(f"{access_code!r} is served by an executor of the v1.0 wire, which answers once.", param="n")
-    modelfile: list[dict[str, str]] = []
+    system: list[str] = []
     history: list[dict[str, Any]] = []
     for message in body.get("messages") or ():
         text = _plain_text(message, access_code)
         if message.get("role") in ("system", "developer"):
-            modelfile.append({"name": "system", "args": text})
+            system.append(text)
         else:
             history.append({"role": message.get("role"), "content": text})
-    for name in SAMPLING_FIELDS:
-        value = body.get(name)
-        if value is not None:
-            modelfile.append({"name": "parameter", "args": f"llm_{name} {value}"})
+    sampling = {name: body[name] for name in SAMPLING_FIELDS if body.get(name) is not None}
     return {
         "name": access_code,
         "input": form_wire.encode_history(history),
         "history_id": history_id,
         "user_id": user_id,
-        "modelfile": msgspec.json.encode(modelfile).decode(),
+        "modelfile": form_wire.encode_modelfile(system, sampling),
     }
 
 
@@ -274,8 +271,8 @@ def _apply_modelfile(fields: dict[str, msgspec.Raw], modelfile: list[_Command]) 
         fields["messages"] = msgspec.Raw(msgspec.json.encode([first, *messages]))
     for command in modelfile:
         key, _, value = command.args.partition(" ")
-        if command.name in ("parameter", "kuwaparam") and key.startswith("llm_") and value:
-            fields[key.removeprefix("llm_")] = msgspec.Raw(_json_value(value.strip()))
+        if command.name in ("parameter", "kuwaparam") and key.startswith(form_wire.PARAMETER_PREFIX) and value:
+            fields[key.removeprefix(form_wire.PARAMETER_PREFIX)] = msgspec.Raw(_json_value(value.strip()))
 
 
 def _json_value(text: str) -> bytes:

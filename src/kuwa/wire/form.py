@@ -15,6 +15,7 @@ ERROR_TEXT = "Error occurred. Please consult support."
 TOO_LONG_TEXT = "[Sorry, The input message is too long!]"
 EMPTY_TEXT = "[No input message entered]"
 
+PARAMETER_PREFIX = "llm_"
 PROVIDER_KEY_FIELDS = ("openai_token", "google_token", "third_party_token", "user_token")
 
 
@@ -94,6 +95,15 @@ def encode_history(messages: list[dict[str, Any]]) -> str:
         if message["role"] in ("user", "assistant")
     ]
     return msgspec.json.encode(turns).decode()
+
+
+def encode_modelfile(system_prompts: list[str], parameters: dict[str, Any]) -> str:
+    """The field `modelfile`: system prompts, and generation options as `parameter llm_*` lines."""
+    commands = [{"name": "system", "args": text} for text in system_prompts]
+    for name, value in parameters.items():
+        text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        commands.append({"name": "parameter", "args": f"{PARAMETER_PREFIX}{name} {text}"})
+    return msgspec.json.encode(commands).decode()
 
 
 def parse_history_ids(text: str) -> list[int]:

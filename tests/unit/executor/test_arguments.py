@@ -11,47 +11,7 @@ import pytest
 from kuwa.builtin.debug import DebugExecutor
 from kuwa.executor import LLMExecutor, Request, cli
 from kuwa.executor.invocation import Invocation, invoked
-
-LIST = """\
-Available model executors:
-
-debug      : [Tool] Debugging executor. It will reflect the last input.
-dummy      : [Tool] Dummy executor. It will reply fixed message regardless of the user prompt.
-geminipro  : [Cloud model] Google Gemini-Pro. Need API key.
-chatgpt    : [Cloud model] OpenAI ChatGPT. Need API key.
-huggingface: [On-premises model] Download and run Huggingface model locally.
-llamacpp   : [On-premises model] Run the GGUF model locally.
-
-Use "kuwa-executor [executor] --help" to get more information.
-"""
-
-HELP = """\
-usage: kuwa-executor debug [-h] [--access_code ACCESS_CODE] [--version VERSION] [--ignore_kernel] [--https]
-                           [--host HOST] [--port PORT] [--executor_path EXECUTOR_PATH] [--kernel_url KERNEL_URL]
-                           [--log {NOTSET,DEBUG,INFO,WARNING,ERROR,CRITICAL}] [--delay DELAY]
-
-LLM model executor, Please make sure your kernel is working before use.
-
-optional arguments:
-  -h, --help            show this help message and exit
-  --delay DELAY         Inter-token delay (default: 0.02)
-
-General Options:
-  --access_code ACCESS_CODE
-                        Access code (default: None)
-  --version VERSION     Version of the executor interface (default: v1.0)
-  --ignore_kernel       Ignore kernel (default: False)
-  --https               Register the executor endpoint with https scheme (default: False)
-  --host HOST           The hostname or IP address that will be stored in Kernel, Make sure the location are
-                        accessible by Kernel (default: None)
-  --port PORT           The port to serve. By choosing None, it'll assign an unused port (default: None)
-  --executor_path EXECUTOR_PATH
-                        The path this model executor is going to use (default: /chat)
-  --kernel_url KERNEL_URL
-                        Base URL of Kernel's executor management API (default: http://127.0.0.1:9000/)
-  --log {NOTSET,DEBUG,INFO,WARNING,ERROR,CRITICAL}
-                        The logging level. (default: INFO)
-"""
+from mission import DEBUG_HELP, LIST
 
 
 class Plain(LLMExecutor):
@@ -78,7 +38,7 @@ def test_the_help_of_debug_begins_as_documented(
     ):
         DebugExecutor()
     assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith(HELP)
+    assert capsys.readouterr().out.startswith(DEBUG_HELP)
 
 
 def test_the_access_code_is_the_given_one_else_the_classs_else_the_files() -> None:

@@ -213,7 +213,7 @@ class TestScheduling:
         assert await schedule("m", "1") == "READY"
         assert await schedule("m", "2") == "BUSY"
         assert await schedule("n", "1") == "NOMACHINE"
-        assert (await front.report())["v1.0"] == {"m": [["http://127.0.0.1:4001/v1", "BUSY", 1, 7]]}
+        assert (await front.report())["v1.0"] == {"m": [["http://127.0.0.1:4001/chat", "BUSY", 1, 7]]}
 
     async def test_a_missing_field_is_an_error(self, front: Front) -> None:
         answer = await front.post("/v1.0/worker/schedule", name="m", history_id="1")
@@ -275,7 +275,7 @@ class TestTheStatusPage:
         page = await front.get("/v1.0/worker/debug")
         found = re.search(r"<pre>(.*?)</pre>", page.text, re.DOTALL)
         assert found is not None
-        assert json.loads(found.group(1)) == {evil: [["http://127.0.0.1:4001/v1", "READY", -1, -1]]}
+        assert json.loads(found.group(1)) == {evil: [["http://127.0.0.1:4001/chat", "READY", -1, -1]]}
 
     async def test_it_cannot_be_written(self, front: Front) -> None:
         await front.register()

@@ -128,7 +128,9 @@ class WorkerApi:
             free = replica.state == "ready" and replica.running < replica.slots
             ids = [_number(value) for value in holders.get(replica, ("-1", "-1"))]
             for code in replica.access_codes:
-                status.setdefault(code, []).append([replica.address, "READY" if free else "BUSY", *ids])
+                status.setdefault(code, []).append(
+                    [replica.endpoint or replica.base_url, "READY" if free else "BUSY", *ids]
+                )
         return status
 
     def _page(self, now: float) -> str:
