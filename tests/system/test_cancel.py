@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from calls import Stream, fetch, old_abort, old_chat, open_chat, stream_chat
+from calls import Stream, chat, fetch, old_abort, old_chat, open_chat, stream_chat
 from processes import REPOSITORY, Kernel, Stage, metric, until
 
 FREE_S = 0.100
@@ -161,3 +161,19 @@ def test_two_hundred_cancels_leave_no_slot_held(front: Kernel) -> None:
     until(lambda: front.idle("debug"), "all slots were freed")
     assert front.metric("kuwa_queue_depth", access_code="debug") == 0
     assert front.metric("kuwa_slots", state="used") == 0
+
+
+def test_what_a_cut_request_cost_is_counted_once_although_its_client_never_heard(front: Kernel) -> None:
+    def completion_tokens() -> float:
+        return front.metric("kuwa_tokens_total", access_code="debug", kind="completion")
+
+    until(lambda: front.idle("debug"), "nothing else was under way")
+    told = chat(front.url, "debug", "three short words").json()["usage"]["completion_tokens"]
+    before = completion_tokens()
+    with stream_chat(front.url, "debug", LONG) as stream:
+        stream.first_text()
+    until(lambda: completion_tokens() > before, "the executor's renewal said what it cost")
+    cut = completion_tokens() - before
+    assert 0 < cut < len(LONG)
+    assert chat(front.url, "debug", "three short words").json()["usage"]["completion_tokens"] == told
+    until(lambda: completion_tokens() == before + cut + told, "and the whole answer was counted by its own usage")

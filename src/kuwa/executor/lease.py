@@ -75,8 +75,9 @@ def _message(body: bytes) -> str:
 class LeaseLoop:
     """Keeps the executor registered while the process lives.
 
-    `describe` gives the registration as it is now, and is called from the thread. `refused` is called from the
-    thread, once, with the reason, where the kernel does not want this executor at all.
+    `describe` gives the registration as it is now, and is called from the thread. `heard` is called from the thread
+    with each registration that a kernel of ours has taken. `refused` is called from the thread, once, with the
+    reason, where the kernel does not want this executor at all.
     """
 
     def __init__(
@@ -84,11 +85,13 @@ class LeaseLoop:
         settings: Settings,
         endpoint: str,
         describe: Callable[[], Registration],
+        heard: Callable[[Registration], None],
         refused: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._endpoint = endpoint
         self._describe = describe
+        self._heard = heard
         self._refused = refused
         self._wake = threading.Event()
         self._told = threading.Event()
@@ -165,6 +168,7 @@ class LeaseLoop:
             log.info("registered with the kernel at %s as %s", self._settings.kernel_url, ", ".join(codes))
         if verdict.kind == "leased":
             self._registered = codes[:1]
+            self._heard(registration)
         return verdict
 
     def _register_old(self, codes: list[str], first: Verdict) -> Verdict:
@@ -186,6 +190,8 @@ class LeaseLoop:
 
     def _goodbye(self) -> None:
         self._kernel.timeout_s = GOODBYE_TIMEOUT_S
+        if self._registered and not self._old_codes and self._describe().ended:
+            self._register()
         codes, self._registered = self._registered, []
         for code in codes:
             verdict = self._old_call("unregister", code)

@@ -16,6 +16,7 @@ import ssl
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from urllib.parse import urlsplit
@@ -189,7 +190,7 @@ class _Life:
             loop.call_soon_threadsafe(self._refused, reason)
 
         try:
-            self.lease = LeaseLoop(self.settings, endpoint, self._describe, refused)
+            self.lease = LeaseLoop(self.settings, endpoint, self._describe, self._heard, refused)
         except (ssl.SSLError, OSError) as error:
             raise Leave(Exit.USAGE, f"--ca_file {self.settings.ca_file} holds no certificates: {error}") from error
         self.lease.start()
@@ -228,8 +229,15 @@ class _Life:
                 tokens_per_s=self._load.per_second(server.chunks, time.monotonic()),
                 progress=trouble,
             ),
+            ended=list(server.untold),
             started_at=self.incarnation / 1e9,
         )
+
+    def _heard(self, registration: Registration) -> None:
+        """The kernel has taken this registration. Called from the lease thread."""
+        for ended in registration.ended:
+            with suppress(ValueError):  # a newer one may have pushed it out
+                self.server.untold.remove(ended)
 
     def _early_codes(self) -> tuple[str, ...]:
         name = self.executor.LLM_name

@@ -11,6 +11,7 @@ import base64
 import logging
 import struct
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,6 +37,7 @@ from kuwa.wire.errors import (
     NotFound,
     QueueFull,
 )
+from kuwa.wire.lease import EndedRequest
 from kuwa.wire.names import RequestIds, echoable_request_id
 
 if TYPE_CHECKING:
@@ -55,9 +57,14 @@ _NO_CACHE: HeaderPair = (b"cache-control", b"no-cache")
 
 log = logging.getLogger("kuwa.executor")
 
+MAX_UNTOLD = 1024
+
 
 class ExecutorServer:
-    """One executor behind its routes. `state` is what the kernel is told; requests are served while `ready`."""
+    """One executor behind its routes. `state` is what the kernel is told; requests are served while `ready`.
+
+    `untold` holds what cut requests cost until the kernel has been told.
+    """
 
     def __init__(self, executor: LLMExecutor) -> None:
         """Raises SetupFailed where `llm_compute` cannot be called."""
@@ -66,6 +73,7 @@ class ExecutorServer:
         self.state: State = "starting"
         self.slots = Slots(executor.settings.concurrency)
         self.chunks = 0
+        self.untold: deque[EndedRequest] = deque(maxlen=MAX_UNTOLD)
         self.compute = Compute(executor)
         self._started = int(time.time())
         self._ids = RequestIds()
@@ -218,6 +226,14 @@ class ExecutorServer:
 
     def job_ended(self, job: Job) -> None:
         self._jobs.discard(job)
+        if (counts := job.untold_counts()) is not None:
+            self.untold.append(
+                EndedRequest(
+                    request_id=job.id,
+                    prompt_tokens=int(counts.get("prompt_tokens") or 0),
+                    completion_tokens=int(counts.get("completion_tokens") or 0),
+                )
+            )
         if not self._jobs:
             self._idle.set()
 
@@ -282,6 +298,8 @@ class Job:
         self._task: asyncio.Task[None] | None = None
         self._abort: asyncio.Task[Any] | None = None
         self._computing = False
+        self._told = False
+        self._from_kernel = exchange.headers.get(b"x-kuwa-request-id") is not None
 
     def start(self, work: Awaitable[None]) -> None:
         self.exchange.on_gone = self.cancel
@@ -309,6 +327,12 @@ class Job:
                 # Beside the closing of the iterator, not after it: it may be what lets a blocked thread go.
                 self._abort = asyncio.get_running_loop().create_task(self.server.compute.abort(self.request))
         self._task.cancel()
+
+    def untold_counts(self) -> dict[str, Any] | None:
+        """What the request cost, where it was computed and its client was not told."""
+        if self._answer is None or self._told or not self._from_kernel:
+            return None
+        return self._answer.counts()
 
     async def ended(self) -> str:
         """Wait until the job has ended; what the executor's `abort` said."""
@@ -400,12 +424,14 @@ class Job:
         if streamed:
             self._finish_stream(answer, request)
         else:
+            self._told = not exchange.gone
             exchange.respond(200, answer.finish(), self._headers(request))
         ended = loop.time()
         self._report(answer, ended - began, (first or ended) - began)
 
     def _finish_stream(self, answer: Answer, request: Request) -> None:
         exchange = self.exchange
+        self._told = not exchange.gone
         if not exchange.started:
             exchange.start(200, self._headers(request))
         exchange.write(answer.finish())
@@ -435,6 +461,8 @@ class Job:
         return headers
 
     def _id_headers(self) -> list[HeaderPair]:
+        if self._from_kernel:
+            return []  # the kernel's answer has its own, and a head that repeats byte for byte is parsed once
         own = self.id.encode()
         theirs = self.exchange.headers.get(b"x-request-id") or b""
         echoed = echoable_request_id(theirs.decode("latin-1"))
@@ -448,6 +476,7 @@ class Job:
         if answer is None or request is None:
             self.fail(NoReplica("The request was aborted while it waited to be computed."))
         elif isinstance(answer, Whole):
+            self._told = True
             self.exchange.respond(200, answer.finish(), self._headers(request))
         else:
             self._finish_stream(answer, request)

@@ -65,6 +65,7 @@ class Kernel:
             self.dispatcher,
             EndpointRule(settings.allowed_executors, own_addresses),
             draining=lambda: self.chat.draining,
+            late_usage=self.chat.late_usage,
         )
         self.status = StatusApi(
             self.registry,

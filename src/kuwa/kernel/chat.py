@@ -17,7 +17,7 @@ from kuwa.http.client import fetch
 from kuwa.http.exchange import Exchange, HeaderPair
 from kuwa.http.upstream import Origin, UpstreamConnection, UpstreamPool
 from kuwa.kernel.dispatcher import Dispatcher
-from kuwa.kernel.metrics import UNKNOWN, Metrics
+from kuwa.kernel.metrics import UNKNOWN, Metrics, Tally
 from kuwa.kernel.queue import Ticket
 from kuwa.kernel.registry import Replica
 from kuwa.kernel.relay import Clock, Outcome, Relay
@@ -32,6 +32,7 @@ from kuwa.wire.errors import (
     NoReplica,
     UpstreamTimeout,
 )
+from kuwa.wire.lease import EndedRequest
 
 log = logging.getLogger("kuwa.kernel.chat")
 
@@ -41,6 +42,7 @@ IDLE_S = 30.0
 TOTAL_S = 3600.0
 ABORT_TIMEOUT_S = 2.0
 MAX_ROUTES = 10_000
+MAX_UNPAID = 10_000
 
 
 class Aborted(Exception):
@@ -126,6 +128,7 @@ class Chat:
         self._metrics = metrics
         self._clock = clock
         self._calls: dict[str, Call] = {}
+        self._unpaid: dict[str, Tally] = {}
         self._routes: dict[tuple[str, bytes, bytes], Route] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.draining = False
@@ -267,7 +270,7 @@ class Chat:
     @staticmethod
     def _message(route: Route, request: ChatRequest, outgoing: Outgoing) -> bytes:
         forwarded = b"".join([b"%b: %b\r\n" % header for header in request.forwarded])
-        return b"%bkuwa-request-id: %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
+        return b"%bx-kuwa-request-id: %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
             route.head,
             request.id.encode(),
             forwarded,
@@ -322,6 +325,18 @@ class Chat:
         if outcome is not None and outcome.usage is not None:
             tally.prompt_tokens += outcome.usage.prompt_tokens
             tally.completion_tokens += outcome.usage.completion_tokens
+        elif call.attempts:
+            self._unpaid[request.id] = tally
+            if len(self._unpaid) > MAX_UNPAID:
+                del self._unpaid[next(iter(self._unpaid))]
+
+    def late_usage(self, ended: list[EndedRequest]) -> None:
+        """Count what cut requests cost, as their executors report it afterwards; each once."""
+        for one in ended:
+            tally = self._unpaid.pop(one.request_id, None)
+            if tally is not None:
+                tally.prompt_tokens += one.prompt_tokens
+                tally.completion_tokens += one.completion_tokens
 
     # ---- asked from elsewhere ------------------------------------------------------------------------------
 

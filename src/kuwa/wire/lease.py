@@ -36,11 +36,19 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     progress: str = ""
 
 
+class EndedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request cost whose answer did not reach its end, so that the answer could not say it."""
+
+    request_id: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """One registration or renewal: idempotent; a newer `incarnation` of an `executor_id` replaces the older one.
 
     `incarnation` is the start of the executor's process in nanoseconds since the epoch: it only ever grows.
-    `context_length` is in tokens, 0 where unknown.
+    `context_length` is in tokens, 0 where unknown. `ended` are the cut requests since the last renewal that arrived.
     """
 
     executor_id: str
@@ -54,6 +62,7 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: list[str] = []
     context_length: int = 0
     load: Load = Load()
+    ended: list[EndedRequest] = []
     started_at: float = 0.0
 
 

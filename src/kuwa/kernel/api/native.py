@@ -38,12 +38,19 @@ class WorkerApi:
     """The endpoints of `/v1.0/worker/`. `draining` says whether the kernel is stopping."""
 
     def __init__(
-        self, registry: Registry, dispatcher: Dispatcher, rule: EndpointRule, draining: Callable[[], bool]
+        self,
+        registry: Registry,
+        dispatcher: Dispatcher,
+        rule: EndpointRule,
+        *,
+        draining: Callable[[], bool],
+        late_usage: Callable[[list[lease.EndedRequest]], None],
     ) -> None:
         self._registry = registry
         self._dispatcher = dispatcher
         self._rule = rule
         self._draining = draining
+        self._late_usage = late_usage
 
     async def register(self, request: Request) -> Response:
         form = await _form(request)
@@ -60,6 +67,7 @@ class WorkerApi:
             registration = lease.decode_registration(form["kuwa"])
             check_registration(registration, self._rule, peer)
             answer = self._registry.register(registration, now, peer)
+            self._late_usage(registration.ended)
         settle(self._registry, self._dispatcher, now)
         if answer is None or not wants_json(request):
             return PlainTextResponse("Success")
