@@ -213,10 +213,11 @@ def _next_token_table(tokens: int, script: Iterable[int], width: int) -> tuple[M
     random = np.random.default_rng(1)
     start = np.zeros(width, np.float32)
     start[0] = 1.0
-    embedding = np.tile(start, (tokens, 1))
+    embedding = np.zeros((tokens, width), np.float32)
+    embedding[:] = start
     steps = random.standard_normal((len(ids), width)).astype(np.float32)
     steps[:, 0] = 0.0
-    embedding[ids] = steps / np.linalg.norm(steps, axis=1, keepdims=True)
+    embedding[ids] = steps / np.sqrt((steps * steps).sum(axis=1, keepdims=True))
     output = np.zeros((tokens, width), np.float32)
     output[ids[0]] = start * CONFIDENCE
     output[ids[1:]] = embedding[ids[:-1]] * CONFIDENCE
