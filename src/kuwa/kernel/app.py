@@ -57,7 +57,13 @@ class Kernel:
         self.dispatcher = Dispatcher(self.registry)
         self.metrics = Metrics()
         self.pool = UpstreamPool(tls=tls)
-        self.chat = Chat(dispatcher=self.dispatcher, pool=self.pool, metrics=self.metrics, clock=clock)
+        self.chat = Chat(
+            registry=self.registry,
+            dispatcher=self.dispatcher,
+            pool=self.pool,
+            metrics=self.metrics,
+            clock=clock,
+        )
         self.openai = OpenAIRoutes(self.chat, ids)
         self.form_chat = FormChatRoutes(self.chat, ids)
         self.workers = WorkerApi(
@@ -72,6 +78,7 @@ class Kernel:
             self.dispatcher,
             Exposition(Collector(self.metrics, self.registry, self.dispatcher)),
             request_status=self.chat.status,
+            cancel=self.chat.cancel,
             draining=lambda: self.chat.draining,
             clock_offset=time.time() - clock.now,
         )
@@ -119,6 +126,7 @@ def routes(kernel: Kernel) -> tuple[dict[str, Handler], list[Route]]:
         Route("/v1/models", status.models),
         Route("/v1/models/{id:path}", status.model),
         Route("/v1/requests/{id}", status.request),
+        Route("/v1/requests/{id}/cancel", status.cancel, methods=["POST"]),
         Route("/v1.0/worker/register", workers.register, methods=["POST"]),
         Route("/v1.0/worker/unregister", workers.unregister, methods=["POST"]),
         Route("/v1.0/worker/schedule", workers.schedule, methods=["POST"]),
