@@ -136,6 +136,7 @@ class Call:
     attempts: int = 0
     unheard: int = 0
     resumes: int = 0
+    lost_at: int = 0
     told_at: float = 0.0
 
 
@@ -260,12 +261,19 @@ class Chat:
         if verdict.refused or verdict.death:
             self._registry.doubt(replica, now)
         settle(self._registry, self._dispatcher, now)
-        if verdict.death:
-            if call.resumes and isinstance(call.relay, EventRelay) and call.relay.caught_up:
-                # It got past the place where the replica before was lost, so it was not what killed that one.
-                self._quarantine.cleared(request.access_code, request.body)
+        if verdict.death and self._counts(call):
             self._quarantine.died(request.access_code, request.body, replica.id, now)
             self._quarantine.check(request.access_code, request.body, now)
+
+    def _counts(self, call: Call) -> bool:
+        """Whether this death speaks against the request: what kills does so at the same place each time."""
+        before, call.lost_at = call.lost_at, call.journal.bytes
+        if call.replay is None:
+            return True
+        if call.lost_at > before:  # it got past the place of the death before, so that one was not its doing
+            self._quarantine.cleared(call.request.access_code, call.request.body)
+            return True
+        return call.replay.done
 
     def _slot(self, call: Call) -> _Slot:
         return _Slot(self, call)

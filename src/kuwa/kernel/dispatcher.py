@@ -110,6 +110,11 @@ class Dispatcher:
         self._reservations: dict[tuple[str, tuple[str, str]], _Reservation] = {}
         self._keyed: dict[Ticket, None] = {}
         self._turn = 0
+        self._patient_until = 0.0
+
+    def expect_replicas(self, until: float) -> None:
+        """Executors are about to come back: until then, requests for models that nobody serves yet wait."""
+        self._patient_until = until
 
     def acquire(self, ticket: Ticket, now: float) -> Replica | None:
         """A slot for the ticket, or None: it waits, and its `granted` will be called.
@@ -118,8 +123,11 @@ class Dispatcher:
         QueueFull where too many wait.
         """
         pool = self._pools.get(ticket.access_code)
+        patient = now < self._patient_until
         if pool is None:
-            raise self._unserved(ticket.access_code)
+            if not patient:
+                raise self._unserved(ticket.access_code)
+            pool = self._pool(ticket.access_code)
         if ticket.excluded:
             self._spend_retry(pool)
         elif pool.retries < RETRY_RESERVE:
@@ -134,7 +142,7 @@ class Dispatcher:
             if replica is not None:
                 self._grant(ticket, replica)
                 return replica
-        if not pool.worth_waiting(ticket.excluded):
+        if not patient and not pool.worth_waiting(ticket.excluded):
             raise self._no_replica(pool, ticket.excluded)
         if not ticket.excluded:
             self._refuse_overflow(pool, ticket)
@@ -174,6 +182,9 @@ class Dispatcher:
     def sweep(self, now: float) -> list[Ticket]:
         """Let time pass: reservations lapse, tickets that waited too long get an error. Returns those settled."""
         settled = self._lapse(now)
+        if 0 < self._patient_until <= now:
+            self._patient_until = 0.0
+            settled += self._end_patience()
         for pool in self._pools.values():
             if not len(pool.queue):
                 continue
@@ -330,6 +341,17 @@ class Dispatcher:
                 "see the kernel's log."
             )
         pool.retries -= 1.0
+
+    def _end_patience(self) -> list[Ticket]:
+        """Who still waits for a model that nobody serves is told so."""
+        settled: list[Ticket] = []
+        for pool in [pool for pool in self._pools.values() if not pool.replicas]:
+            for ticket in list(pool.queue):
+                pool.queue.remove(ticket)
+                ticket.error = self._unserved(pool.access_code)
+                settled.append(ticket)
+            del self._pools[pool.access_code]
+        return settled
 
     def _refuse_overflow(self, pool: _Pool, ticket: Ticket) -> None:
         limits = self._limits

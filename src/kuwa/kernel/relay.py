@@ -173,11 +173,6 @@ class EventRelay(Relay):
             self.begun = True
             self._kept = journal.frames
 
-    @property
-    def caught_up(self) -> bool:
-        """Whether the client has been sent something by this very attempt."""
-        return self.begun and self._replay is None
-
     def _accepted(self, head: ResponseHead) -> None:
         super()._accepted(head)
         content_type = head.get(b"content-type") or b""
