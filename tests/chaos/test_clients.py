@@ -1,4 +1,4 @@
-"""Clients that leave, dawdle, flood, or never say what they want. Rows C8, C9, C11, C12, C15, C22, and the fair queue."""
+"""Clients that leave, dawdle, flood, or never say what they want. Rows C8, C9, C11, C12, C15, C22; the fair queue."""
 
 from __future__ import annotations
 
@@ -84,8 +84,7 @@ def test_c8_a_request_is_cancelled_by_its_id(stage: Stage, kernel: Kernel, row: 
 async def test_the_waiting_is_told_to_who_asks_for_it(stage: Stage, kernel: Kernel) -> None:
     replica(stage, kernel, "--concurrency", "1")
     first = asyncio.create_task(ask(kernel.port, "first", tokens=300, delay=0.01))
-    while not kernel.running("oracle"):
-        await asyncio.sleep(0.02)
+    await asyncio.to_thread(until, lambda: kernel.running("oracle"), "the slot was taken")
     told = await ask(kernel.port, "told", tokens=2, prefill=1.6, headers={"x-kuwa-progress": "1"})
     assert any(comment.startswith("queued position=0 wait_s=") for comment in told.comments), told.comments
     assert any(comment.startswith("running wait_s=") for comment in told.comments), told.comments
@@ -116,16 +115,19 @@ async def test_c9_slow_readers_hold_up_nobody_and_little_memory(
     await asyncio.sleep(scale.of(4, 15))
     beside = await keep_asking(kernel.port, 60, 4, "beside", tokens=5, delay=0.002)
     held = (psutil.Process(kernel.process.pid).memory_info().rss - before) / count / 1024
-    began = time.monotonic()
-    await idle(kernel, 60)
-    stalled = time.monotonic() - began
+    end = "left by themselves"
+    if scale.full:
+        began = time.monotonic()
+        await idle(kernel, 60)
+        end = f"cut {time.monotonic() - began + 15:.0f} s after they began"
     for one in slow:
         one.close()
+    await idle(kernel)
     p99 = [percentile([entry.seconds for entry in entries], 0.99) for entries in (calm, beside)]
     row(
         "C9 slow readers",
         f"{count} that read nothing",
-        f"{held:.0f} KiB each, cut after {stalled + scale.of(4, 15):.0f} s; others' p99 {p99[0] * 1000:.0f} -> {p99[1] * 1000:.0f} ms",
+        f"{held:.0f} KiB each, {end}; others' p99 {p99[0] * 1000:.0f} -> {p99[1] * 1000:.0f} ms",
     )
     assert {entry.outcome for entry in beside} == {"whole"}
     assert held <= 700
@@ -176,8 +178,9 @@ async def test_one_principals_many_do_not_delay_the_others(
 
     alone = await thirty("alone")
     greedy = [asyncio.create_task(ask(kernel.port, f"g{n}", body={"user": "greedy"}, **script)) for n in range(500)]
-    while kernel.metric("kuwa_queue_depth", access_code="oracle") < 400:
-        await asyncio.sleep(0.02)
+    await asyncio.to_thread(
+        until, lambda: kernel.metric("kuwa_queue_depth", access_code="oracle") >= 400, "they waited"
+    )
     beside = await thirty("beside")
     row("fair queue", "500 of one, 30 others, 4 slots", f"p95 of the 30: {alone:.2f} s alone, {beside:.2f} s beside")
     for task in greedy:
@@ -195,14 +198,15 @@ async def test_c12_silent_and_creeping_connections_are_closed(
     async def connection(number: int) -> float:
         reader, writer = await asyncio.open_connection("127.0.0.1", kernel.port)
         began = time.monotonic()
-        writer.write([b"", head[:20], head + b"\r\n{"][number % 3])
+        kind = number % 3 if scale.full else number % 2  # a body may take 30 s, which is long for every test run
+        writer.write([b"", head[:20], head + b"\r\n{"][kind])
         creeping = asyncio.create_task(_creep(writer))
         with contextlib.suppress(OSError):
             while await reader.read(4096):
                 pass
         creeping.cancel()
         writer.transport.abort()
-        return (1 if number % 3 == 2 else -1) * (time.monotonic() - began)
+        return (1 if kind == 2 else -1) * (time.monotonic() - began)
 
     open_ones = [asyncio.create_task(connection(number)) for number in range(count)]
     health: list[float] = []
@@ -212,7 +216,7 @@ async def test_c12_silent_and_creeping_connections_are_closed(
         health.append(time.monotonic() - began)
         await asyncio.sleep(0.1)
     times = [task.result() for task in open_ones]
-    heads, bodies = max(-t for t in times if t < 0), max(t for t in times if t > 0)
+    heads, bodies = max(-t for t in times if t < 0), max((t for t in times if t > 0), default=0.0)
     p99 = percentile(health, 0.99)
     row(
         "C12 silent connections",
