@@ -35,7 +35,7 @@ def test_c5_fifty_executors_are_back_after_the_kernel_was_killed(
         kernel.process.kill()
         kernel = stage.kernel(port=kernel.port)
         listening = time.monotonic()
-        until(lambda: kernel.ready("parrot", 50), "all were back", timeout_s=10)
+        until(lambda again=kernel: again.ready("parrot", 50), "all were back", timeout_s=10)
         times.append(time.monotonic() - listening)
         assert {replica["id"] for replica in kernel.replicas("parrot")} == ids
     row("C5 kernel killed", f"{len(times)} times, 50 executors", f"all back within {max(times):.1f} s, same ids")

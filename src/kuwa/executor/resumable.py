@@ -33,8 +33,10 @@ def announcement(request: Request, fingerprint: str, seed: int | None) -> Announ
     if resume is None:
         if not resumable:
             return None
-        parameters.setdefault("seed", _drawn() if seed is None else seed)
-        return Announcement(fingerprint, _hash(request), 0, int(parameters["seed"]))
+        given = parameters.get("seed")
+        if not isinstance(given, int) or given < 0:  # none, or the engine's own word for "any"
+            parameters["seed"] = given = _drawn() if seed is None else seed
+        return Announcement(fingerprint, _hash(request), 0, given)
     if not resumable or resume.fingerprint != fingerprint:
         raise ResumeMismatch("This executor's model is not the one that began the stream.")
     if resume.prompt_hash != _hash(request):

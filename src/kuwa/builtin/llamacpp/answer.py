@@ -93,6 +93,7 @@ def _of_choice(choice: Choice) -> Iterator[Chunk]:
         yield Text(text, choice.index)
     for call in delta.tool_calls or ():
         function = call.function
-        yield ToolCallDelta(call.index, call.id or "", function.name or "", function.arguments or "", choice.index)
+        # Its id is drawn anew each time; the framework's is the same when the answer is computed again.
+        yield ToolCallDelta(call.index, "", function.name or "", function.arguments or "", choice.index)
     if choice.finish_reason is not None:
         yield Finish(choice.finish_reason, choice.index)

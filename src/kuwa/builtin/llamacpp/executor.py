@@ -40,7 +40,7 @@ class LlamaCppExecutor(LLMExecutor):
     LLM_name = "gguf"
     description = "[On-premises model] Run the GGUF model locally."
     concurrency = 4
-    capabilities = ("tools", "response_format", "n")
+    capabilities = ("tools", "response_format", "n", "resume")
     handles_stop = True
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -83,6 +83,7 @@ class LlamaCppExecutor(LLMExecutor):
         """Everything that can be checked without loading the model."""
         from kuwa.builtin.llamacpp.child import ChildConfig
         from kuwa.builtin.llamacpp.engine import Engine
+        from kuwa.builtin.llamacpp.fingerprint import fingerprint
         from kuwa.builtin.llamacpp.header import BadModelFile, read_header
         from kuwa.executor.config_file import read_config
 
@@ -107,6 +108,14 @@ class LlamaCppExecutor(LLMExecutor):
         )
         self._limit = _positive("--limit", self.args.limit)
         self._engine = Engine(config)
+        self._fingerprint = fingerprint(
+            self._path,
+            # The number of slots and threads too: they decide in which order numbers are added up.
+            (
+                (config.context, config.slots, config.threads, config.gpu_layers, template),
+                (self.args.system_prompt, self.args.no_system_prompt, self._limit, self._defaults),
+            ),
+        )
         self._announce(config)
 
     async def _load(self) -> None:
@@ -129,6 +138,13 @@ class LlamaCppExecutor(LLMExecutor):
 
     def healthy(self) -> str:
         return self._engine.trouble
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def own_seed(self) -> int | None:
+        seed = self._defaults.get("seed")
+        return seed if isinstance(seed, int) and seed >= 0 else None
 
     async def llm_compute(self, request: Request) -> AsyncIterator[Chunk]:
         from kuwa.builtin.llamacpp.answer import Answer
