@@ -130,7 +130,7 @@ class Call:
     replica: Replica | None = None
     connection: UpstreamConnection | None = None
     relay: Relay | None = None
-    journal: Journal = field(default_factory=Journal)
+    journal: Journal | None = None
     replay: Replay | None = None
     queue_s: float = 0.0
     attempts: int = 0
@@ -138,6 +138,11 @@ class Call:
     resumes: int = 0
     lost_at: int = 0
     told_at: float = 0.0
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much is kept of what was delivered, so that another replica may go on."""
+        return self.journal.bytes if self.journal is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +239,7 @@ class Chat:
 
         Raises `failure` where that cannot be.
         """
-        replay = call.journal.replay()
+        replay = call.journal.replay() if call.journal is not None else None
         if replay is None or call.resumes == MAX_RESUMES:
             self._metrics.resumes["impossible"] += 1
             raise failure
@@ -267,7 +272,7 @@ class Chat:
 
     def _counts(self, call: Call) -> bool:
         """Whether this death speaks against the request: what kills does so at the same place each time."""
-        before, call.lost_at = call.lost_at, call.journal.bytes
+        before, call.lost_at = call.lost_at, call.kept_bytes
         if call.replay is None:
             return True
         if call.lost_at > before:  # it got past the place of the death before, so that one was not its doing
@@ -283,7 +288,9 @@ class Chat:
         request, exchange = call.request, call.exchange
         outgoing = request.dialect.outgoing(request, replica)
         route = self._route(outgoing, replica)
-        body, replay, journal = outgoing.body, call.replay, call.journal if replica.resumes else None
+        body, replay, journal = outgoing.body, call.replay, None
+        if replica.resumes and not request.whole:
+            journal = call.journal = call.journal or Journal()
         if replay is not None:
             body = replay.request(body)
         message = self._message(route, request, body)
@@ -436,7 +443,7 @@ class Chat:
         few times a second."""
         kept = 0
         for call in list(self._calls.values()):
-            kept += call.journal.bytes
+            kept += call.kept_bytes
             self._check(call, now)
             if now - call.told_at > (PROGRESS_S if call.request.progress else PING_S):
                 self._tell(call, now)
@@ -481,11 +488,11 @@ class Chat:
 
     def _drop_journals(self, kept: int) -> None:
         """All streams together are kept up to a bound: the longest are given up first."""
-        calls = sorted(self._calls.values(), key=lambda call: call.journal.bytes, reverse=True)
+        calls = sorted(self._calls.values(), key=lambda call: call.kept_bytes, reverse=True)
         for call in calls:
             if kept <= MAX_JOURNALS_BYTES:
                 return
-            kept -= call.journal.bytes
+            kept -= call.kept_bytes
             if isinstance(call.relay, EventRelay):
                 call.relay.forget()
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from kuwa import __version__
 from kuwa.kernel.api import page
-from kuwa.kernel.api.openai import principal
+from kuwa.kernel.api.openai import key_of, principal
 from kuwa.kernel.api.page import Cell
 from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.metrics import Exposition
@@ -87,7 +87,7 @@ class StatusApi:
         token = request.headers.get("authorization", "").encode()
         host = request.client.host if request.client is not None else ""
         user = _named_user(await request.body())
-        if not self._cancel(request_id, principal(token, user, host)):
+        if not self._cancel(request_id, principal(key_of(token), user, host)):
             raise NotFound(f"No request {request_id[:100]!r} of yours is queued or running; it may have ended.")
         return _json({"id": request_id, "object": "request", "cancelled": True})
 
