@@ -8,9 +8,10 @@ MODEL ?=
 PYTHON ?=
 TESTS ?=
 JOBS ?= 2
+SOAK_MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench clean
+.PHONY: help run test chaos bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +22,7 @@ help:
 	@echo "  make run PORT=9100           listen there instead of on 9000"
 	@echo "  make test                    check style, types and layering, then run every test"
 	@echo "  make test TESTS=tests/unit   the same, with only these tests"
+	@echo "  make chaos                   kill, freeze, flood and restart everything; prints what held"
 	@echo "  make bench                   measure the kernel beside nginx"
 	@echo "  make clean                   remove what was built and installed here"
 	@echo
@@ -35,6 +37,9 @@ test: $(VENV)/dev-installed
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup $(TESTS)
+
+chaos: $(VENV)/dev-installed
+	$(BIN)/pytest tests/chaos --full_chaos --soak_minutes $(SOAK_MINUTES) --timeout 7200 $(TESTS)
 
 bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/run.py

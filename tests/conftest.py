@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 from processes import Kernel, Stage
+
+
+# How long one example takes says how busy the machine is, and nothing about the code.
+hypothesis.settings.register_profile("kuwa", deadline=None)
+hypothesis.settings.load_profile("kuwa")
 
 
 @pytest.hookimpl(tryfirst=True)
