@@ -14,7 +14,6 @@ import pytest
 
 from processes import Kernel, Stage
 
-
 # How long one example takes says how busy the machine is, and nothing about the code.
 hypothesis.settings.register_profile("kuwa", deadline=None)
 hypothesis.settings.load_profile("kuwa")
