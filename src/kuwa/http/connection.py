@@ -197,6 +197,10 @@ class ServerConnection(asyncio.Protocol):
     def draining(self) -> bool:
         return self.server.draining
 
+    @property
+    def congested(self) -> bool:
+        return self._drain_waiters is not None
+
     def write(self, data: bytes) -> None:
         self._transport.write(data)
 

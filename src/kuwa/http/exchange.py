@@ -78,6 +78,8 @@ class Connection(Protocol):
     def scheme(self) -> str: ...
     @property
     def draining(self) -> bool: ...
+    @property
+    def congested(self) -> bool: ...
     def write(self, data: bytes) -> None: ...
     async def drained(self) -> None: ...
     def abort(self) -> None: ...
@@ -146,6 +148,11 @@ class Exchange:
     def chunked(self) -> bool:
         """Whether the response body goes out in chunked framing; known after `start`."""
         return self._chunked
+
+    @property
+    def congested(self) -> bool:
+        """Whether the client reads more slowly than was written: a new `source` is to pause until it is resumed."""
+        return self._connection.congested
 
     def respond(self, status: int, body: bytes, headers: Iterable[HeaderPair] = JSON_HEADERS) -> None:
         """Send the whole response. Does nothing when the client is gone."""

@@ -307,6 +307,8 @@ class Chat:
             exchange.source = connection
             try:
                 connection.send(message, relay)
+                if exchange.congested:
+                    connection.pause()
                 outcome = await relay.outcome
             except BaseException:
                 self._tell_abort(replica)
@@ -418,7 +420,7 @@ class Chat:
             tally.queue_wait.observe(call.queue_s)
             tally.retries += call.attempts - 1
         relay = call.relay
-        if relay is not None and relay.first_content_at:
+        if relay is not None and relay.first_content_at and not call.resumes:
             tally.time_to_first_token.observe(relay.first_content_at - call.started_at)
         if outcome is not None and outcome.usage is not None:
             tally.prompt_tokens += outcome.usage.prompt_tokens
@@ -460,7 +462,7 @@ class Chat:
         elif now - call.started_at > TOTAL_S:
             relay.on_lost(UpstreamTimeout(f"The request took longer than {TOTAL_S:g} s."))
         elif not connection.paused:
-            limit = TOTAL_S if call.request.whole else IDLE_S if relay.begun else FIRST_CONTENT_S
+            limit = TOTAL_S if call.request.whole else IDLE_S if relay.first_content_at else FIRST_CONTENT_S
             if now - connection.since > limit:
                 relay.on_lost(UpstreamTimeout(f"The executor sent nothing for {limit:g} s."))
 

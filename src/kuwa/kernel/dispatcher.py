@@ -18,7 +18,7 @@ from itertools import islice
 
 from kuwa.kernel.policy import LeastLoaded
 from kuwa.kernel.queue import FairQueue, Ticket, Weights
-from kuwa.kernel.registry import Registry, Replica, State
+from kuwa.kernel.registry import UNLIMITED, Registry, Replica, State
 from kuwa.wire.errors import KuwaError, ModelNotFound, NoReplica, QueueFull
 
 MAX_WAITING = 1024
@@ -28,7 +28,7 @@ RESERVATION_S = 10.0
 MAX_RESERVATIONS = 10_000
 MAX_SEARCHED_CODES = 500
 RETRY_SHARE = 0.2
-RETRY_RESERVE = 64.0  # what one dead executor's requests may take at once
+RETRY_RESERVE = 64  # what one dead executor's requests may take at once, where it has no more slots than that
 
 _NOTHING: frozenset[str] = frozenset()
 _WORTH_WAITING: frozenset[State] = frozenset(("ready", "suspect"))
@@ -58,10 +58,11 @@ class _Pool:
     """What one access code has: its live replicas, the order among the free ones, and its queue.
 
     `retries` is how many requests may be sent again: each request adds its share, so that a model that fails
-    everything is not asked much more often than it would be without retries.
+    everything is not asked much more often than it would be without retries. `reserve` is the most that is saved up:
+    enough for all that runs on its largest replica.
     """
 
-    __slots__ = ("access_code", "last_turn", "policy", "queue", "replicas", "retries")
+    __slots__ = ("access_code", "last_turn", "policy", "queue", "replicas", "reserve", "retries")
 
     def __init__(self, access_code: str, weights: Weights) -> None:
         self.access_code = access_code
@@ -69,7 +70,8 @@ class _Pool:
         self.policy = LeastLoaded()
         self.queue = FairQueue(weights)
         self.last_turn = 0
-        self.retries = RETRY_RESERVE
+        self.reserve = RETRY_RESERVE
+        self.retries = float(RETRY_RESERVE)
 
     def worth_waiting(self, excluded: AbstractSet[str]) -> bool:
         """Whether a replica other than those `excluded` may have a free slot soon."""
@@ -130,7 +132,7 @@ class Dispatcher:
             pool = self._pool(ticket.access_code)
         if ticket.excluded:
             self._spend_retry(pool)
-        elif pool.retries < RETRY_RESERVE:
+        elif pool.retries < pool.reserve:
             pool.retries += RETRY_SHARE
         if ticket.key is not None:
             replica = self._claim(ticket, ticket.key)
@@ -312,6 +314,9 @@ class Dispatcher:
         for pool in pools:
             pool.replicas[replica] = None
             pool.policy.update(replica)
+            if pool.reserve < replica.slots < UNLIMITED:
+                pool.retries += replica.slots - pool.reserve
+                pool.reserve = replica.slots
         if pools:
             self._pools_of[replica] = pools
         else:

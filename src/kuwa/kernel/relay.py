@@ -248,6 +248,7 @@ class EventRelay(Relay):
             new = self._replay.take(block)
             if self._replay.done:
                 self._replay = None
+                self.first_content_at = self._clock.time()
             return new
         if not self.begun and self._journal is not None:
             announced = announcement_in(block)
