@@ -45,7 +45,7 @@ async def serve(number: int) -> LeaseLoop:
             concurrency=4,
         )
 
-    lease = LeaseLoop(executor.settings, origin + "/chat", describe, sys.exit)
+    lease = LeaseLoop(executor.settings, origin + "/chat", describe, lambda _: None, sys.exit)
     lease.start()
     return lease
 
