@@ -8,6 +8,7 @@ top: this module itself is imported late.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from markdown_it import MarkdownIt
@@ -15,7 +16,7 @@ from markdown_it.token import Token
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
-from rich.markdown import CodeBlock, Markdown, MarkdownElement, Paragraph
+from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement, Paragraph
 from rich.segment import Segment
 from rich.spinner import Spinner
 from rich.syntax import Syntax
@@ -40,6 +41,14 @@ class _Paragraph(Paragraph):
         yield Text("\n", no_wrap=True, overflow="ignore").join(lines)
 
 
+class _Heading(Heading):
+    """A heading where the eye is: at the left."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        self.text.justify = "left"
+        yield self.text
+
+
 class _Code(CodeBlock):
     """Code without a frame, so that what is copied is the code and nothing else."""
 
@@ -61,6 +70,7 @@ class Prose(Markdown):
 
     elements: ClassVar[dict[str, type[MarkdownElement]]] = {
         **Markdown.elements,
+        "heading_open": _Heading,
         "paragraph_open": _Paragraph,
         "fence": _Code,
         "code_block": _Code,
@@ -73,7 +83,8 @@ class Prose(Markdown):
 
 
 def _parser() -> MarkdownIt:
-    return MarkdownIt("commonmark", {"html": False}).enable("table").enable("strikethrough")
+    # A definition of a link's target would be swallowed, and what refers to it may be printed already.
+    return MarkdownIt("commonmark", {"html": False}).enable("table").enable("strikethrough").disable("reference")
 
 
 def _parse(text: str) -> Iterator[Token]:
@@ -84,21 +95,27 @@ def _parse(text: str) -> Iterator[Token]:
         yield token
 
 
-def finished(text: str) -> tuple[str, str]:
-    """Cut `text` into blocks that cannot change any more, and the rest, which still grows.
-
-    A block is finished when another one has begun, and has begun for sure when its first line is complete.
-    """
-    complete, newline, _ = text.rpartition("\n")
+def blocks(text: str) -> list[str]:
+    """Cut `text` into its outermost blocks: paragraphs, lists, tables, pieces of code. Joined they are `text` again."""
     starts = [
         token.map[0]
-        for token in _parser().parse(complete + newline)
+        for token in _parser().parse(text)
         if token.level == 0 and token.map is not None and token.nesting >= 0
     ]
-    if len(starts) < 2:
-        return "", text
     lines = text.split("\n")
-    return "\n".join(lines[: starts[-1]]) + "\n", "\n".join(lines[starts[-1] :])
+    edges = [0, *starts[1:], len(lines)]
+    parts = ["\n".join(lines[start:end]) for start, end in pairwise(edges)]
+    return [part + "\n" for part in parts[:-1]] + parts[-1:]
+
+
+def finished(text: str) -> tuple[list[str], str]:
+    """The blocks of `text` that cannot change any more, and the rest, which still grows.
+
+    A block is finished when another one has begun, and that is sure when the other's first line is complete.
+    """
+    complete, newline, begun = text.rpartition("\n")
+    *done, growing = blocks(complete + newline)
+    return done, growing + begun
 
 
 class AnswerView:
@@ -121,12 +138,10 @@ class AnswerView:
     def __exit__(self, *_: Any) -> None:
         """Whatever ended it, what has come stays on the screen."""
         rest, self._rest = self._rest, ""
-        thought, self._thought = self._thought, ""
         self._live.stop()
-        if thought:
-            self._print(Text(thought.strip(), style="dim italic"))
-        if rest.strip():
-            self._print(Prose(rest))
+        self._print_thought()
+        for block in blocks(rest) if rest.strip() else ():
+            self._print(Prose(block))
 
     def think(self, text: str) -> None:
         """More of what the model says to itself."""
@@ -134,30 +149,57 @@ class AnswerView:
 
     def add(self, text: str) -> None:
         """More of the answer."""
-        if self._thought:
-            thought, self._thought = self._thought, ""
-            self._print(Text(thought.strip(), style="dim italic"))
+        self._print_thought()
         self._rest += text
         if "\n" in text:
-            done, rest = finished(self._rest)
-            if done:
-                self._rest = rest
-                self._print(Prose(done))
+            done, self._rest = finished(self._rest)
+            for block in done:
+                self._print(Prose(block))
+
+    def _print_thought(self) -> None:
+        thought, self._thought = self._thought.strip(), ""
+        if thought:
+            self._print(Text(thought, style="dim italic"))
 
     def _print(self, content: RenderableType) -> None:
-        if self._printed:
+        first, self._printed = not self._printed, True
+        # What is printed above the growing part draws that part as it was drawn last: so draw it anew first.
+        self._live.refresh()
+        if not first:
             self._console.print()
-        self._printed = True
-        self._console.print(content, crop=False)
+        self._console.print(_Trimmed(content), crop=False)
 
     def _growing(self) -> RenderableType:
         if self._thought:
             body: RenderableType = Text(self._thought.strip(), style="dim italic")
         elif self._rest.strip():
             body = Prose(self._rest)
+        elif self._printed:
+            return Text("")
         else:
-            return self._spinner if not self._printed else Text("")
-        return _Tail(Group(Text(""), body) if self._printed else body)
+            return self._spinner
+        return _Tail(Group(Text(""), _Trimmed(body)) if self._printed else _Trimmed(body))
+
+
+class _Trimmed:
+    """Something without the empty lines above and below it."""
+
+    def __init__(self, content: RenderableType) -> None:
+        self._content = content
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = [list(line) for line in Segment.split_lines(console.render(self._content, options))]
+        while lines and _is_empty(lines[0]):
+            del lines[0]
+        while lines and _is_empty(lines[-1]):
+            del lines[-1]
+        for line in lines:
+            yield from line
+            yield Segment.line()
+
+
+def _is_empty(line: list[Segment]) -> bool:
+    return not "".join(segment.text for segment in line).strip()
 
 
 class _Tail:
