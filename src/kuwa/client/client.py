@@ -15,7 +15,7 @@ from kuwa.wire.errors import BadUpstream, KuwaError, NoReplica, UpstreamLost
 from kuwa.wire.sse import DONE, EventTooLong, SseReader
 
 DEFAULT_KERNEL_URL = "http://127.0.0.1:9000"
-TIMEOUT_S = 10.0
+TIMEOUT_S = 5.0
 JSON_BODY = (b"content-type", b"application/json")
 JSON_WANTED = (b"accept", b"application/json")
 
