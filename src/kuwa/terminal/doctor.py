@@ -280,7 +280,8 @@ async def ask(client: Client, model: str) -> Asked:
         return Asked(model=model, trouble="an empty answer")
     return Asked(
         model=model,
-        tokens=f"{tokens} tokens" if tokens else f"{characters} characters",
+        tokens=tokens,
+        characters=characters,
         first_s=first_s,
         took_s=time.monotonic() - begun,
     )

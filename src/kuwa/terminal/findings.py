@@ -79,11 +79,13 @@ class KernelSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What became of a question to `model`. Times are seconds; `trouble` is empty where an answer came."""
+    """What became of a question to `model`. Times are seconds; `trouble` is empty where an answer came, `tokens` is 0
+    where the executor does not count them."""
 
     model: str
     trouble: str = ""
-    tokens: str = ""
+    tokens: int = 0
+    characters: int = 0
     first_s: float = 0.0
     took_s: float = 0.0
 
@@ -188,9 +190,10 @@ def answer_finding(words: Texts, asked: Asked, logs: Path) -> Finding:
     if asked.trouble:
         what = words.not_answered.format(model=asked.model, reason=printable(asked.trouble))
         return Finding(what, words.not_answered_do.format(logs=logs))
-    return Finding(
-        words.answered.format(model=asked.model, tokens=asked.tokens, first_s=asked.first_s, took_s=asked.took_s)
+    length = (
+        words.tokens.format(count=asked.tokens) if asked.tokens else words.characters.format(count=asked.characters)
     )
+    return Finding(words.answered.format(model=asked.model, length=length, first_s=asked.first_s, took_s=asked.took_s))
 
 
 def _gib(size: int) -> str:

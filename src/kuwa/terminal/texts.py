@@ -96,6 +96,8 @@ class Texts:
     replica_unwell: str
     replica_unwell_do: str
     answered: str
+    tokens: str
+    characters: str
     not_answered: str
     not_answered_do: str
     not_asked: str
@@ -200,7 +202,9 @@ Ctrl-C stops an answer; what has come stays in the conversation. The arrow keys 
     none_ready_do="Start one, such as: kuwa-executor debug{option}",
     replica_unwell="{code} at {where} is {state}{note}.",
     replica_unwell_do="Look at its own output or log (those of `kuwa up` are in {logs}), and start it again.",
-    answered="{model} answers: {tokens} after {first_s:.2f} s, all after {took_s:.1f} s",
+    answered="{model} answers: {length}, the first after {first_s:.2f} s, all after {took_s:.1f} s",
+    tokens="{count} tokens",
+    characters="{count} characters",
     not_answered="{model} was asked and did not answer: {reason}",
     not_answered_do="Look at its own output or log (those of `kuwa up` are in {logs}), and start it again.",
     not_asked="Nothing was asked: neither welcome nor debug is ready, and the others may cost money.",
@@ -305,7 +309,9 @@ Ctrl-C 停止回答，已收到的部分會留在對話中。向上鍵可以取�
     none_ready_do="請啟動一個，例如：kuwa-executor debug{option}",
     replica_unwell="{where} 的 {code} {state}{note}。",
     replica_unwell_do="請查看它的輸出或記錄檔（`kuwa up` 的記錄檔在 {logs}），然後重新啟動它。",
-    answered="{model} 有回答：{tokens}，第一個字 {first_s:.2f} 秒，全部 {took_s:.1f} 秒",
+    answered="{model} 有回答：{length}，第一個字 {first_s:.2f} 秒，全部 {took_s:.1f} 秒",
+    tokens="{count} 個 token",
+    characters="{count} 個字元",
     not_answered="已詢問 {model}，但沒有得到回答：{reason}",
     not_answered_do="請查看它的輸出或記錄檔（`kuwa up` 的記錄檔在 {logs}），然後重新啟動它。",
     not_asked="沒有發問：welcome 與 debug 都未就緒，而其他模型可能會產生費用。",

@@ -131,7 +131,7 @@ def test_a_model_that_is_not_ready_is_not_asked() -> None:
 
 def test_an_answer_that_did_not_come_is_something_to_do() -> None:
     assert answer_finding(EN, Asked(model="debug", trouble="it broke"), Path("/logs")).needs_doing
-    assert not answer_finding(EN, Asked(model="debug", tokens="3 tokens"), Path("/logs")).needs_doing
+    assert not answer_finding(EN, Asked(model="debug", tokens=3), Path("/logs")).needs_doing
 
 
 def test_both_languages_fill_in_the_same_names() -> None:
