@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = "9000"
 DEFAULT_KERNEL_URL = "http://127.0.0.1:9000"
+INTERRUPTED = 130  # what a shell makes of SIGINT
 
 UP_DESCRIPTION = (
     "Start the kernel and, beside it, the executors debug, dummy and welcome (a small GGUF model made on this "
@@ -47,7 +48,10 @@ def main() -> None:
         # To the doctor it is a finding among others.
         check_clash()
     args = _parser(environ).parse_args()
-    sys.exit(args.run(args, environ))
+    try:
+        sys.exit(args.run(args, environ))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def _up(args: argparse.Namespace, environ: Mapping[str, str]) -> int:

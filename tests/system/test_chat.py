@@ -104,6 +104,20 @@ class TestInAPipe:
         assert (done.stdout, done.stderr) == (b"word0", b"")
         until(lambda: kernel.idle("talker"), "the slot was free")
 
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+    def test_a_full_disk_is_told_in_one_line(self, kernel: Kernel) -> None:
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(
+                [*CHAT, "debug", "--kernel_url", kernel.url],
+                input=b"hi",
+                stdout=full,
+                stderr=subprocess.PIPE,
+                env=environment(),
+                timeout=60,
+                check=False,
+            )
+        assert (done.returncode, done.stderr) == (1, b"kuwa: The answer cannot be written: No space left on device.\n")
+
     def test_the_only_model_needs_no_name_and_none_at_all_is_said(self, stage: Stage) -> None:
         lonely = stage.kernel()
         assert "no model" in complaint(pipe(lonely.url, said="hi"), 2)

@@ -1,13 +1,12 @@
-"""`kuwa chat`: talks to one model, at a terminal or in a pipe. Called by `kuwa.cli`.
+"""`kuwa chat`: talks to one model at a terminal. Called by `kuwa.cli`.
 
-At a terminal each answer is a run of one event loop, so that Ctrl-C cancels exactly that answer: the connection is
-cut, and with it the slot at the executor is free. In a pipe the input is one question and the output is the answer.
+Each answer is a run of one event loop, so that Ctrl-C cancels exactly that answer: the connection is cut, and with it
+the slot at the executor is free. What is no terminal is left to `kuwa.terminal.piped`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -15,20 +14,17 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kuwa.client import Client, Message, NoKernel, Refused, Usage
+from kuwa.client import Client, Message, Usage
+from kuwa.terminal.complaints import BAD_USAGE, FAILED, complain, not_served, problem
 from kuwa.terminal.config import Setting
 from kuwa.terminal.conversation import COMMANDS, REMOVE, Conversation, Entry, command, printable
 from kuwa.terminal.lines import Lines
-from kuwa.terminal.texts import Texts, texts
+from kuwa.terminal.piped import piped
+from kuwa.terminal.texts import texts
 from kuwa.wire.errors import KuwaError
 
 if TYPE_CHECKING:
     from kuwa.terminal.markdown import AnswerView
-
-FAILED = 1
-BAD_USAGE = 2
-STOPPED = 130  # what a shell makes of SIGINT
-LIST_IN_ERROR = 20
 
 
 def chat(setting: Setting, access_code: str, system: str) -> int:
@@ -36,96 +32,6 @@ def chat(setting: Setting, access_code: str, system: str) -> int:
     if sys.stdin.isatty() and sys.stdout.isatty():
         return Session(setting, system).run(access_code)
     return piped(setting, access_code, system)
-
-
-def problem(setting: Setting, words: Texts, error: KuwaError) -> str:
-    """An error in one line that says what to do."""
-    if isinstance(error, NoKernel):
-        return words.no_kernel.format(url=setting.kernel_url)
-    return printable(" ".join(error.message.split()))
-
-
-# In a pipe
-
-
-def piped(setting: Setting, access_code: str, system: str) -> int:
-    words = texts(setting.language)
-    try:
-        question = sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        return _complain(words.not_utf8.format(position=error.start), BAD_USAGE)
-    except KeyboardInterrupt:
-        return STOPPED
-    if not question.strip():
-        return _complain(words.nothing_said, BAD_USAGE)
-    try:
-        asyncio.run(_answer_in_pipe(setting, words, access_code, system, question))
-    except _Unclear as error:
-        return _complain(str(error), BAD_USAGE)
-    except KuwaError as error:
-        return _complain(problem(setting, words, error), FAILED)
-    except BrokenPipeError:
-        # The reader has what it wanted (`| head -1`); nothing more may be written, at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except KeyboardInterrupt:
-        return STOPPED
-    return 0
-
-
-class _Unclear(Exception):
-    """Which model is meant cannot be known."""
-
-
-async def _answer_in_pipe(setting: Setting, words: Texts, access_code: str, system: str, question: str) -> None:
-    client = Client(setting.kernel_url, tls=setting.tls)
-    model = access_code or _only(await client.models(), words, setting)
-    out = sys.stdout.buffer
-    to_terminal = sys.stdout.isatty()
-    last = ""
-    try:
-        async with aclosing(client.chat(model, Conversation(model, system).asking(question))) as deltas:
-            async for delta in deltas:
-                if not delta.text:
-                    continue
-                last = printable(delta.text) if to_terminal else delta.text
-                out.write(last.encode(errors="replace"))
-                out.flush()
-    except Refused as error:
-        if error.code != "model_not_found":
-            raise
-        models = await client.models()
-        raise _Unclear(_not_served(setting, words, model, models)) from error
-    if to_terminal and not last.endswith("\n"):
-        out.write(b"\n")
-        out.flush()
-
-
-def _only(models: Sequence[str], words: Texts, setting: Setting) -> str:
-    if not models:
-        raise _Unclear(words.none_served.format(url=setting.kernel_url))
-    if len(models) > 1:
-        raise _Unclear(words.several_models.format(models=_listing(models)))
-    return models[0]
-
-
-def _not_served(setting: Setting, words: Texts, model: str, models: Sequence[str]) -> str:
-    if not models:
-        return words.none_served.format(url=setting.kernel_url)
-    return words.not_served.format(model=model, models=_listing(models))
-
-
-def _listing(models: Sequence[str]) -> str:
-    shown = ", ".join(models[:LIST_IN_ERROR])
-    return f"{shown}, …" if len(models) > LIST_IN_ERROR else shown
-
-
-def _complain(text: str, code: int) -> int:
-    sys.stderr.write(f"kuwa: {text}\n")
-    return code
-
-
-# At a terminal
 
 
 class Session:
@@ -150,7 +56,7 @@ class Session:
             try:
                 self._models = runner.run(self._client.models())
             except KuwaError as error:
-                return _complain(problem(self._setting, self._words, error), FAILED)
+                return complain(problem(self._setting, self._words, error), FAILED)
             model = self._choose(access_code)
             if not model:
                 return BAD_USAGE
@@ -167,10 +73,10 @@ class Session:
         if access_code:
             if access_code in models:
                 return access_code
-            _complain(_not_served(self._setting, words, access_code, models), BAD_USAGE)
+            complain(not_served(self._setting, words, access_code, models), BAD_USAGE)
             return ""
         if not models:
-            _complain(words.none_served.format(url=self._setting.kernel_url), FAILED)
+            complain(words.none_served.format(url=self._setting.kernel_url), FAILED)
             return ""
         if len(models) == 1:
             return models[0]
@@ -295,7 +201,7 @@ class Session:
             self._conversation.model = code
             self._note(words.model_set.format(model=code))
         else:
-            self._problem(_not_served(self._setting, words, code, self._models))
+            self._problem(not_served(self._setting, words, code, self._models))
 
     def _save(self, name: str) -> None:
         """Write the conversation. What another program or an earlier chat left there is never overwritten."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from kuwa.client import Client, Replica, Report
-from kuwa.terminal.chat import problem
+from kuwa.terminal.complaints import FAILED, complain, problem
 from kuwa.terminal.config import Setting
 from kuwa.terminal.conversation import printable
 from kuwa.terminal.texts import Texts, texts
@@ -24,8 +24,7 @@ def ps(setting: Setting, *, as_json: bool) -> int:
     try:
         report = asyncio.run(Client(setting.kernel_url, tls=setting.tls).report())
     except KuwaError as error:
-        sys.stderr.write(f"kuwa: {problem(setting, words, error)}\n")
-        return 1
+        return complain(problem(setting, words, error), FAILED)
     try:
         if as_json:
             _show_json(report)
@@ -33,7 +32,7 @@ def ps(setting: Setting, *, as_json: bool) -> int:
             _show_table(setting, words, report)
         sys.stdout.flush()
     except BrokenPipeError:
-        return 1
+        return FAILED
     return 0
 
 

@@ -29,6 +29,7 @@ class Texts:
     bye: str
     nothing_said: str
     not_utf8: str
+    cannot_write: str
     unknown_command: str
     system_is: str
     system_none: str
@@ -120,6 +121,7 @@ _EN = Texts(
     figures="{tokens} tokens · {took_s:.1f} s",
     bye="Ctrl-D or /quit ends.",
     nothing_said="Nothing was said: the input is empty.",
+    cannot_write="The answer cannot be written: {reason}.",
     not_utf8="The input is not UTF-8 text (byte {position}).",
     unknown_command="There is no command {name}. /help shows all; put a blank before a text that begins with /.",
     system_is="System prompt: {system}",
@@ -227,6 +229,7 @@ _ZH_TW = Texts(
     figures="{tokens} 個 token · {took_s:.1f} 秒",
     bye="按 Ctrl-D 或輸入 /quit 結束。",
     nothing_said="輸入是空的，沒有送出任何內容。",
+    cannot_write="無法寫出回答：{reason}。",
     not_utf8="輸入不是 UTF-8 文字（第 {position} 位元組）。",
     unknown_command="沒有 {name} 這個指令。/help 會列出所有指令；要送出以 / 開頭的文字，請在前面加一個空格。",
     system_is="系統提示：{system}",
