@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -150,6 +151,7 @@ class Newcomer:
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("make")), reason="curl or make is not installed here")
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_command_does_what_the_document_says(document: str, stage: Stage, tmp_path: Path) -> None:
     fake = [sys.executable, str(REPOSITORY / "tests" / "fakes" / "openai_server.py"), "--model", "google/gemma-7b-it"]
