@@ -41,12 +41,20 @@ def old_distribution(folders: Iterable[str]) -> Path | None:
 
 def explanation(found: Path, direct_url: str) -> str:
     """What the person at the terminal reads. `direct_url` is pip's record of where `kuwa` was installed from."""
+    commands = "".join(f"  {command}\n" for command in mending(direct_url))
     return (
         f"The old distribution 'kuwa-executor' is installed beside 'kuwa' ({found}).\n"
         "Both own the folder kuwa/executor and the command kuwa-executor, so one has overwritten the other.\n"
-        "Mend it with these two commands, then start again:\n"
-        f"  {sys.executable} -m pip uninstall --yes kuwa-executor\n"
-        f"  {sys.executable} -m pip install --force-reinstall --no-deps {_origin(direct_url)}\n"
+        f"Mend it with these two commands, then start again:\n{commands}"
+    )
+
+
+def mending(direct_url: str | None = None) -> tuple[str, str]:
+    """The two commands that mend it; `direct_url` is looked up where it is None."""
+    origin = _origin(_direct_url() if direct_url is None else direct_url)
+    return (
+        f"{sys.executable} -m pip uninstall --yes kuwa-executor",
+        f"{sys.executable} -m pip install --force-reinstall --no-deps {origin}",
     )
 
 

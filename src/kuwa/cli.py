@@ -6,30 +6,58 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kuwa import __version__
 from kuwa.clash import check_clash
 
-DEFAULT_PORT = 9000
+if TYPE_CHECKING:
+    import ssl
+
+    from kuwa.terminal.config import Setting
+
+DEFAULT_PORT = "9000"
+DEFAULT_KERNEL_URL = "http://127.0.0.1:9000"
+INTERRUPTED = 130  # what a shell makes of SIGINT
 
 UP_DESCRIPTION = (
     "Start the kernel and, beside it, the executors debug, dummy and welcome (a small GGUF model made on this "
     "machine), show what is served, and keep it running until Ctrl-C."
 )
+CHAT_DESCRIPTION = (
+    "Talk to a model. At a terminal: Markdown as it comes, line editing, a history; Ctrl-C stops an answer, Ctrl-D "
+    "ends. In a pipe the input is one question and the output is exactly the answer: echo hi | kuwa chat debug"
+)
+CHAT_EPILOG = (
+    "Several lines: end a line with \\ to go on in the next one, or put the text between two marks of three double "
+    "quotes; what is pasted may have several lines as it is. /help shows the commands of the conversation: /system, "
+    "/model, /save, /clear, /quit."
+)
+PS_DESCRIPTION = "Show what the kernel serves: where each executor is, its state, its slots and its load."
+DOCTOR_DESCRIPTION = (
+    "Look at this machine and its kernel: versions, memory, disk, extras, the engine, the port, and a real answer. "
+    "Each finding says what to do. Exit code 1 where something needs doing."
+)
 
 
 def main() -> None:
-    check_clash()
-    args = _parser().parse_args()
-    sys.exit(_up(args))
+    environ = os.environ  # noqa: TID251 - the one place of this program that reads it
+    if sys.argv[1:2] != ["doctor"]:  # noqa: TID251 - this is an entry point
+        # To the doctor it is a finding among others.
+        check_clash()
+    args = _parser(environ).parse_args()
+    try:
+        sys.exit(args.run(args, environ))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
-def _up(args: argparse.Namespace) -> int:
+def _up(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from kuwa.fleet.config import Settings, folders, language
     from kuwa.fleet.up import up
 
-    environ = os.environ  # noqa: TID251 - the one place of this program that reads it; kuwa.fleet.config interprets it
     models: list[Path] = args.model
     settings = Settings(
         port=args.port,
@@ -41,7 +69,37 @@ def _up(args: argparse.Namespace) -> int:
     return up(settings)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _chat(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from kuwa.terminal.chat import chat
+
+    return chat(_setting(args, environ), args.access_code or "", args.system)
+
+
+def _ps(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from kuwa.terminal.ps import ps
+
+    return ps(_setting(args, environ), as_json=args.json)
+
+
+def _doctor(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from kuwa.terminal.doctor import doctor
+
+    return doctor(_setting(args, environ))
+
+
+def _setting(args: argparse.Namespace, environ: Mapping[str, str]) -> Setting:
+    from kuwa.fleet.config import folders, language
+    from kuwa.terminal.config import Setting
+
+    return Setting(
+        kernel_url=args.kernel_url,
+        language=language(environ),
+        folders=folders(environ, Path.home()),
+        tls=args.ca_file,
+    )
+
+
+def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kuwa",
         description="Kuwa: one front door for every language model you have.",
@@ -52,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     up = commands.add_parser(
         "up", help="start the kernel and models on this machine", description=UP_DESCRIPTION, allow_abbrev=False
     )
+    up.set_defaults(run=_up)
     up.add_argument(
         "--model",
         action="append",
@@ -60,15 +119,92 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH.gguf",
         help="serve this GGUF file too; may be repeated",
     )
-    up.add_argument("--port", type=_port, default=DEFAULT_PORT, help="the kernel's port (default: %(default)s)")
+    up.add_argument(
+        "--port",
+        type=_port,
+        default=environ.get("KUWA_PORT") or DEFAULT_PORT,
+        help="the kernel's port; KUWA_PORT in the environment (default: %(default)s)",
+    )
     up.add_argument("--no_defaults", action="store_true", help="start neither debug, dummy nor welcome")
+    chat = commands.add_parser(
+        "chat", help="talk to a model", description=CHAT_DESCRIPTION, epilog=CHAT_EPILOG, allow_abbrev=False
+    )
+    chat.set_defaults(run=_chat)
+    chat.add_argument(
+        "access_code",
+        nargs="?",
+        type=_access_code,
+        help="the model; without it the only one that is served, or a list to choose from",
+    )
+    chat.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
+    _add_kernel(chat, environ)
+    ps = commands.add_parser("ps", help="show what is served", description=PS_DESCRIPTION, allow_abbrev=False)
+    ps.set_defaults(run=_ps)
+    ps.add_argument("--json", action="store_true", help="for programs: everything the kernel reports")
+    _add_kernel(ps, environ)
+    doctor = commands.add_parser(
+        "doctor", help="say what is wrong here, and what to do", description=DOCTOR_DESCRIPTION, allow_abbrev=False
+    )
+    doctor.set_defaults(run=_doctor)
+    _add_kernel(doctor, environ)
     return parser
+
+
+def _add_kernel(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
+    parser.add_argument(
+        "--kernel_url",
+        type=_kernel_url,
+        default=environ.get("KUWA_KERNEL_URL") or DEFAULT_KERNEL_URL,
+        metavar="URL",
+        help="the kernel's address; KUWA_KERNEL_URL in the environment (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ca_file",
+        type=_authorities,
+        default=environ.get("KUWA_CA_FILE") or None,
+        metavar="FILE.pem",
+        help="authorities to trust beside the system's, for an https kernel; KUWA_CA_FILE in the environment",
+    )
 
 
 def _port(text: str) -> int:
     if text.isdecimal() and 0 < int(text) < 65536:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 1 to 65535")
+
+
+def _access_code(text: str) -> str:
+    from kuwa.wire.errors import InvalidRequest
+    from kuwa.wire.names import check_access_code
+
+    try:
+        return check_access_code(text)
+    except InvalidRequest as error:
+        raise argparse.ArgumentTypeError(error.message) from error
+
+
+def _kernel_url(text: str) -> str:
+    """The address without the `/` or the `/v1` that OpenAI clients want at its end."""
+    from urllib.parse import urlsplit
+
+    url = text.rstrip("/").removesuffix("/v1")
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or not url.isascii() or not url.isprintable() or " " in url:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address: give one such as {DEFAULT_KERNEL_URL}")
+    return url
+
+
+def _authorities(path: str) -> ssl.SSLContext:
+    from kuwa.http.upstream import tls_context
+
+    try:
+        return tls_context(path)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path} holds no certificates in PEM form ({error})") from error
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from kuwa.http.upstream import UpstreamPool, tls_context
 from kuwa.kernel import log as kernel_log
 from kuwa.kernel.api.errors import http_error, kuwa_error
 from kuwa.kernel.api.form_chat import FormChatRoutes
+from kuwa.kernel.api.front import FrontPage
 from kuwa.kernel.api.ids import WithRequestIds
 from kuwa.kernel.api.native import WorkerApi
 from kuwa.kernel.api.openai import OpenAIRoutes
@@ -75,6 +76,7 @@ class Kernel:
             draining=lambda: self.chat.draining,
             late_usage=self.chat.late_usage,
         )
+        self.front = FrontPage(self.registry)
         self.status = StatusApi(
             self.registry,
             self.dispatcher,
@@ -126,7 +128,7 @@ def routes(kernel: Kernel) -> tuple[dict[str, Handler], list[Route]]:
     hot: dict[str, Handler] = {**kernel.openai.handlers, **kernel.form_chat.handlers}
     workers, status = kernel.workers, kernel.status
     cold = [
-        Route("/", status.front),
+        Route("/", kernel.front.page),
         Route("/health", status.health),
         Route("/livez", status.live),
         Route("/readyz", status.ready),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -50,7 +53,15 @@ class Front:
         self.app = application(routes(self.kernel)[1])
 
     async def ask(
-        self, method: str, path: str, body: bytes = b"", *, peer: str = "127.0.0.1", accept: str = "*/*"
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        *,
+        peer: str = "127.0.0.1",
+        accept: str = "*/*",
+        accept_language: str = "",
+        host: str = "localhost:9000",
     ) -> Answer:
         scope = {
             "type": "http",
@@ -62,7 +73,11 @@ class Front:
             "raw_path": path.encode(),
             "query_string": b"",
             "root_path": "",
-            "headers": [(b"host", b"localhost:9000"), (b"accept", accept.encode())],
+            "headers": [
+                (b"host", host.encode()),
+                (b"accept", accept.encode()),
+                (b"accept-language", accept_language.encode()),
+            ],
             "client": (peer, 40000),
             "server": ("127.0.0.1", 9000),
         }
@@ -321,6 +336,80 @@ class TestModels:
         assert (await front.get("/v1/models/m")).status == 404
 
 
+def commands(page: Answer) -> list[str]:
+    """The commands that stand on a page, as a person would copy them."""
+    return [html.unescape(text) for text in re.findall(r"<pre>(.*?)</pre>", page.text, re.DOTALL)]
+
+
+class TestTheFrontPage:
+    async def test_its_curl_line_is_one_that_a_shell_reads(self, front: Front) -> None:
+        await front.register("it's")
+        words = shlex.split(commands(await front.get("/"))[0])
+        assert words[:3] == ["curl", "-N", "http://localhost:9000/v1/chat/completions"]
+        assert json.loads(words[-1])["model"] == "it's"
+
+    async def test_it_shows_every_model_and_the_best_state_it_is_in(self, front: Front) -> None:
+        await front.register("m", context_length=4096, executor="llamacpp", state="starting")
+        page = await front.get("/")
+        assert "llamacpp" in page.text
+        assert 'class="state starting"' in page.text
+        assert "4,096 tokens" in page.text
+        assert not any("curl" in command for command in commands(page))
+        dialects = lease.Dialects(openai="http://127.0.0.1:4002/v1")
+        front.kernel.registry.register(registration("m", executor_id="b", dialects=dialects), 0.0)
+        page = await front.get("/")
+        assert 'class="state ready"' in page.text
+        assert any("curl" in command for command in commands(page))
+
+    async def test_what_does_not_chat_is_not_offered_for_a_chat(self, front: Front) -> None:
+        await front.register("a-embedder", capabilities=["embeddings"])
+        assert not any("curl" in command for command in commands(await front.get("/")))
+
+    async def test_welcome_is_offered_first(self, front: Front) -> None:
+        await front.register("a", "welcome")
+        assert '"model":"welcome"' in commands(await front.get("/"))[0]
+
+    async def test_commands_name_the_kernel_where_it_is_not_where_they_look(self, front: Front) -> None:
+        await front.register()
+        for host, option in (("127.0.0.1:9000", ""), ("box.example:9100", " --kernel_url http://box.example:9100/")):
+            page = await front.get("/", host=host)
+            assert f"kuwa chat m{option}" in commands(page)
+            assert f"kuwa-executor ./my_executor.py --access_code mine{option}" in commands(page)
+
+    @pytest.mark.parametrize(
+        ("asked", "language"),
+        [
+            ("", "en"),
+            ("zh-TW,zh;q=0.9,en;q=0.8", "zh-TW"),
+            ("en-US,en;q=0.9,zh-TW;q=0.8", "en"),
+            ("fr, zh-Hant;q=0.5", "zh-TW"),
+            ("zh-TW;q=0", "en"),
+            ("de;q=x,;;q=,zh;q=y", "en"),
+        ],
+    )
+    async def test_it_speaks_the_language_that_the_browser_asks_for(
+        self, front: Front, asked: str, language: str
+    ) -> None:
+        await front.register()
+        page = await front.get("/", accept_language=asked)
+        assert f'<html lang="{language}">' in page.text
+        assert ("目前提供的模型" in page.text) == (language == "zh-TW")
+        assert "accept-language" in page.headers["vary"]
+
+    async def test_its_style_is_the_one_that_its_policy_allows(self, front: Front) -> None:
+        page = await front.get("/")
+        style = re.findall(r"<style>(.*?)</style>", page.text, re.DOTALL)[0]
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        assert f"style-src 'sha256-{digest}';" in page.headers["content-security-policy"]
+        assert "style=" not in page.text
+
+    async def test_its_links_lead_somewhere(self, front: Front) -> None:
+        links = re.findall(r'href="([^"]+)"', (await front.get("/")).text)
+        assert len(links) == 4
+        for link in links:
+            assert (await front.get(link)).status == 200
+
+
 class TestTheRest:
     async def test_health(self, front: Front) -> None:
         for path in ("/health", "/livez", "/readyz"):
@@ -341,12 +430,6 @@ class TestTheRest:
     async def test_a_request_that_is_not_there(self, front: Front) -> None:
         answer = await front.get("/v1/requests/req_x")
         assert (answer.status, answer.code) == (404, "not_found")
-
-    async def test_the_front_page_gives_a_command_that_a_shell_reads(self, front: Front) -> None:
-        await front.register("it's")
-        page = await front.get("/")
-        assert "it'\\''s" in html.unescape(page.text)
-        assert "http://localhost:9000/v1/chat/completions" in page.text
 
     @pytest.mark.parametrize("path", ["/nowhere", "//", "/v1/nowhere", "/v1.0/nowhere", "/health/"])
     async def test_an_unknown_route_is_not_found_in_the_openai_shape(self, front: Front, path: str) -> None:

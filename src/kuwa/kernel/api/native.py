@@ -109,7 +109,7 @@ class WorkerApi:
         now = monotonic()
         if wants_json(request):
             return Response(msgspec.json.encode(self._report(now)), media_type="application/json")
-        return page.respond("Kuwa: what is served", self._page(now), refresh_s=REFRESH_S)
+        return page.respond("Kuwa: what is served", self._page(now), refresh_s=REFRESH_S, wide=True)
 
     def _report(self, now: float) -> dict[str, Any]:
         replicas = sorted(self._registry.all_replicas(), key=_order)
@@ -147,11 +147,12 @@ class WorkerApi:
         gone = [replica for replica in replicas if not replica.alive]
         running = sum(replica.running for replica in alive)
         parts = [
+            "<h1>Kuwa: what is served</h1>",
             (
                 f'<p class="dim">Kuwa {escape(__version__)} · executors: {len(alive)} · requests running: {running}'
                 f"{' · <strong>the kernel is stopping</strong>' if self._draining() else ''}"
                 f" · renewed every {REFRESH_S} s</p>"
-            )
+            ),
         ]
         if alive:
             parts.append(page.table(_HEADS, (self._row(code, r, now) for r in alive for code in r.access_codes)))

@@ -1,9 +1,8 @@
-"""The routes that say how the kernel is and what it serves: health, metrics, the OpenAI model list, the front page."""
+"""The routes that say how the kernel is and what it serves: health, metrics, the OpenAI model list."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
 from typing import Any
 
 import msgspec
@@ -11,9 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kuwa import __version__
-from kuwa.kernel.api import page
 from kuwa.kernel.api.openai import key_of, principal
-from kuwa.kernel.api.page import Cell
 from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.metrics import Exposition
 from kuwa.kernel.registry import Registry
@@ -91,27 +88,6 @@ class StatusApi:
             raise NotFound(f"No request {request_id[:100]!r} of yours is queued or running; it may have ended.")
         return _json({"id": request_id, "object": "request", "cancelled": True})
 
-    async def front(self, request: Request) -> Response:
-        """A page that says what is served and how to ask it something."""
-        codes = self._registry.codes()
-        base = f"{request.url.scheme}://{request.url.netloc}"
-        body = [f'<p class="dim">Kuwa {escape(__version__)}, one front door for every model.</p>']
-        if codes:
-            body.append("<h2>Models</h2>")
-            body.append(page.table((("Access code", ""), ("Executors", "n")), map(self._front_row, codes)))
-            body.append(f"<h2>Ask one</h2><pre>{escape(curl_line(base, codes[0]))}</pre>")
-        else:
-            body.append("<p>No model is served yet. Start one:</p><pre>kuwa-executor debug</pre>")
-        body.append(
-            f"<p>Base URL for OpenAI clients: <code>{escape(base)}/v1</code></p>"
-            '<p><a href="/v1.0/worker/debug">Executors and their state</a> · <a href="/v1/models">Models as JSON</a>'
-            ' · <a href="/metrics">Metrics</a></p>'
-        )
-        return page.respond("Kuwa", "".join(body))
-
-    def _front_row(self, code: str) -> list[Cell]:
-        return [Cell(code, "m"), Cell(len(self._registry.replicas(code)), "n")]
-
     def _model(self, code: str) -> dict[str, Any]:
         replicas = self._registry.replicas(code)
         first_served = self._registry.first_served(code) or 0.0
@@ -140,13 +116,6 @@ def _named_user(body: bytes) -> str | None:
         return msgspec.json.decode(body, type=_Named).user
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"The request body does not fit: {error}.") from error
-
-
-def curl_line(base: str, code: str) -> str:
-    """A command that streams an answer of `code`, ready to be pasted into a shell."""
-    request = {"model": code, "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
-    body = msgspec.json.encode(request).decode().replace("'", "'\\''")
-    return f"curl -N {base}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
 
 
 def _json(value: object) -> Response:

@@ -1,0 +1,203 @@
+"""The requests of `kuwa.client`, each on a connection of its own."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from kuwa.client.report import Report, decode_report
+from kuwa.http.client import Response, fetch, open_stream
+from kuwa.wire.errors import BadUpstream, KuwaError, NoReplica, UpstreamLost
+from kuwa.wire.sse import DONE, EventTooLong, SseReader
+
+DEFAULT_KERNEL_URL = "http://127.0.0.1:9000"
+TIMEOUT_S = 5.0
+JSON_BODY = (b"content-type", b"application/json")
+JSON_WANTED = (b"accept", b"application/json")
+
+Message = Mapping[str, Any]
+
+
+class NoKernel(KuwaError):
+    """Nobody answers at the kernel's address."""
+
+    status = 503
+    code = "no_kernel"
+    retryable = True
+
+
+class Refused(KuwaError):
+    """The kernel, or the executor behind it, answered with an error: its words, its code and its status."""
+
+    def __init__(self, message: str, *, status: int, code: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of an answer. `finish_reason` comes once, `usage` last of all where the executor counts."""
+
+    text: str = ""
+    reasoning: str = ""
+    finish_reason: str = ""
+    usage: Usage | None = None
+
+
+class _Words(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Words = msgspec.field(default_factory=_Words)
+    finish_reason: str | None = None
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
+    code: str | int | None = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: Usage | None = None
+    error: _Error | None = None
+
+
+class _Refusal(msgspec.Struct):
+    error: _Error
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+_event = msgspec.json.Decoder(_Event).decode
+_refusal = msgspec.json.Decoder(_Refusal).decode
+_models = msgspec.json.Decoder(_Models).decode
+
+
+class Client:
+    """A kernel at `kernel_url` (without `/v1`). Holds no connection; may be used from any number of tasks."""
+
+    def __init__(self, kernel_url: str = DEFAULT_KERNEL_URL, *, tls: ssl.SSLContext | None = None) -> None:
+        self.kernel_url = kernel_url.rstrip("/")
+        self._tls = tls
+
+    async def is_live(self) -> bool:
+        """Whether a kernel answers there."""
+        try:
+            return (await self._get("/livez")).status == 200
+        except KuwaError:
+            return False
+
+    async def models(self) -> list[str]:
+        """The access codes that can be asked now, sorted."""
+        try:
+            return [model.id for model in _models((await self._get("/v1/models")).body).data]
+        except msgspec.MsgspecError as error:
+            raise self._no_kuwa() from error
+
+    async def report(self) -> Report:
+        """What the kernel serves, where, and how busy it is."""
+        try:
+            return decode_report((await self._get("/v1.0/worker/debug")).body)
+        except msgspec.MsgspecError as error:
+            raise self._no_kuwa() from error
+
+    async def chat(self, model: str, messages: Sequence[Message], **parameters: Any) -> AsyncGenerator[Delta]:
+        """Stream one answer. `parameters` are further fields of the OpenAI request (`temperature=0`).
+
+        Close the iterator (`contextlib.aclosing`) to give the answer up: its slot is free at once.
+        """
+        request = {
+            **parameters,
+            "model": model,
+            "messages": messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        reader = SseReader()
+        try:
+            async with open_stream(
+                "POST",
+                f"{self.kernel_url}/v1/chat/completions",
+                headers=(JSON_BODY,),
+                body=msgspec.json.encode(request),
+                tls=self._tls,
+            ) as response:
+                if response.status != 200:
+                    raise self._refused(response.status, await response.read())
+                async for piece in response:
+                    for event in reader.feed(piece):
+                        if event.data == DONE:
+                            return
+                        for delta in _deltas(event.data):
+                            yield delta
+        except NoReplica as error:
+            raise self._no_kernel(error) from error
+        except EventTooLong as error:
+            raise BadUpstream(f"{self.kernel_url} sent a stream that cannot be read: {error}.") from error
+        raise UpstreamLost(f"{self.kernel_url} ended the answer before it was complete.")
+
+    async def _get(self, path: str) -> Response:
+        try:
+            response = await fetch(
+                "GET", self.kernel_url + path, headers=(JSON_WANTED,), timeout_s=TIMEOUT_S, tls=self._tls
+            )
+        except NoReplica as error:
+            raise self._no_kernel(error) from error
+        if response.status != 200:
+            raise self._refused(response.status, response.body)
+        return response
+
+    def _refused(self, status: int, body: bytes) -> KuwaError:
+        try:
+            error = _refusal(body).error
+        except msgspec.MsgspecError:
+            return self._no_kuwa()
+        return Refused(error.message, status=status, code=str(error.code or ""))
+
+    def _no_kernel(self, error: KuwaError) -> NoKernel:
+        return NoKernel(f"No kernel answers at {self.kernel_url}: {error.message}")
+
+    def _no_kuwa(self) -> BadUpstream:
+        return BadUpstream(f"What answers at {self.kernel_url} is no kernel of this Kuwa.")
+
+
+def _deltas(data: bytes) -> list[Delta]:
+    """What one event says. Raises Refused for an error event, BadUpstream for one that cannot be read."""
+    try:
+        event = _event(data)
+    except msgspec.MsgspecError as error:
+        raise BadUpstream(f"The answer holds an event that cannot be read: {error}.") from error
+    if event.error is not None:
+        raise Refused(event.error.message, status=502, code=str(event.error.code or ""))
+    deltas = [
+        Delta(
+            text=choice.delta.content or "",
+            reasoning=choice.delta.reasoning_content or "",
+            finish_reason=choice.finish_reason or "",
+        )
+        for choice in event.choices
+    ]
+    if event.usage is not None:
+        deltas.append(Delta(usage=event.usage))
+    return deltas
