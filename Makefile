@@ -11,7 +11,7 @@ JOBS ?= 2
 SOAK_MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos bench clean
+.PHONY: help run test chaos bench peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "  make test TESTS=tests/unit   the same, with only these tests"
 	@echo "  make chaos                   kill, freeze, flood and restart everything; prints what held"
 	@echo "  make bench                   measure the kernel beside nginx"
+	@echo "  make peers                   install LiteLLM into .venv-litellm and test behind it (minutes)"
 	@echo "  make clean                   remove what was built and installed here"
 	@echo
 	@echo "  PYTHON=/path/to/python3.12   the Python that .venv is made from (3.11 or later)"
@@ -44,14 +45,24 @@ chaos: $(VENV)/dev-installed
 bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/run.py
 
+# A peer that holds older versions of what we use lives in an environment of its own.
+peers: .venv-litellm/installed $(VENV)/dev-installed
+	$(BIN)/pytest tests/peers
+
+.venv-litellm/installed: | $(VENV)/made
+	@echo "==> Installing LiteLLM into .venv-litellm (once; minutes)"
+	@$(BIN)/python -m venv .venv-litellm
+	@.venv-litellm/bin/python -m pip install --disable-pip-version-check --quiet 'litellm[proxy]==1.106.2'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-litellm build dist .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are what make compares: installed once, and again when pyproject.toml changes.
 $(VENV)/kuwa-installed: pyproject.toml requirements.txt | $(VENV)/made
 	@echo "==> Installing Kuwa into $(VENV) (once; a minute or two)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[llamacpp,chatgpt]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[llamacpp,chatgpt,gemini]'
 	@touch $@
 
 # Dependency groups need a pip newer than the one that some Pythons bring along.

@@ -94,7 +94,11 @@ class Running:
 
 def available() -> dict[str, Callable[[], Gateway]]:
     """The gateways by name; calling one prepares it (installs what is missing) or raises machine.NotReady."""
-    return {"nginx": _nginx, "kuwa": _kuwa}
+    return {"nginx": _nginx, "kuwa": _kuwa, "kuwa+chatgpt": _chatgpt, "litellm": _litellm}
+
+
+# Measured only when asked for: it has to be installed first, into an environment of its own (`make peers`).
+ON_REQUEST = frozenset({"litellm"})
 
 
 def _nginx() -> Gateway:
@@ -127,6 +131,44 @@ def _kuwa() -> Gateway:
         "kuwa-kernel as shipped, nothing switched off",
         command,
     )
+
+
+def _chatgpt() -> Gateway:
+    program = Path(__file__).with_name("kernel_and_executor.py")
+
+    def command(port: int, backend: int, folder: Path) -> list[str | Path]:
+        return [sys.executable, program, str(port), f"http://127.0.0.1:{backend}/v1"]
+
+    return Gateway(
+        "kuwa+chatgpt",
+        machine.kuwa_version(),
+        "kuwa-kernel and, behind it, the executor chatgpt: both as shipped, on one core",
+        command,
+    )
+
+
+LITELLM_CONFIG = """\
+model_list:
+  - model_name: mock
+    litellm_params: {{model: openai/mock, api_base: "http://127.0.0.1:{backend}/v1", api_key: dummy}}
+"""
+
+
+def _litellm() -> Gateway:
+    program = Path(__file__).resolve().parents[1] / ".venv-litellm" / "bin" / "litellm"
+    if not program.is_file():
+        raise machine.NotReady(f"there is no {program}; make peers installs it")
+
+    def command(port: int, backend: int, folder: Path) -> list[str | Path]:
+        config = folder / "litellm.yaml"
+        config.write_text(LITELLM_CONFIG.format(backend=backend))
+        # As Kuwa here: no key asked for. And its price list is read from its package, not from the Internet.
+        switches = ["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY=true", "LITELLM_LOCAL_MODEL_COST_MAP=True"]
+        serve = [program, "--config", config, "--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"]
+        return ["env", *switches, *serve]
+
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=120, check=True).stdout
+    return Gateway("litellm", said.split()[-1], "LiteLLM's proxy, one worker, nothing added", command)
 
 
 @contextlib.contextmanager

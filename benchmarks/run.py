@@ -50,7 +50,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--readme", action="store_true", help="put the tables into benchmarks/README.md")
     parser.add_argument("--json", type=Path, help="where to write everything (default: benchmarks/results/<time>.json)")
     options = parser.parse_args()
-    options.gateway = options.gateway or names
+    options.gateway = options.gateway or [name for name in names if name not in gateways.ON_REQUEST]
     return options
 
 

@@ -54,6 +54,23 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
+def _secrets(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from kuwa.fleet import secrets
+    from kuwa.wire.secrets import secrets_file
+
+    path = secrets_file(environ, Path.home())
+    try:
+        if args.action == "set":
+            given = secrets.given_secret(args.file, args.variable, sys.stdin, args.name)
+            said = secrets.set_secret(path, args.name, given)
+        else:
+            said = secrets.remove_secret(path, args.name) if args.action == "remove" else secrets.listing(path)
+    except secrets.SecretsFailed as error:
+        return secrets.failed(error)
+    sys.stdout.write(said + "\n")
+    return 0
+
+
 def _up(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from kuwa.fleet.config import Settings, folders, language
     from kuwa.fleet.up import up
@@ -106,7 +123,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         epilog="The parts by themselves: kuwa-kernel --help, kuwa-executor --list.",
     )
     parser.add_argument("--version", action="version", version=f"kuwa {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     up = commands.add_parser(
         "up", help="start the kernel and models on this machine", description=UP_DESCRIPTION, allow_abbrev=False
     )
@@ -147,6 +164,9 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     doctor.set_defaults(run=_doctor)
     _add_kernel(doctor, environ)
+    secrets = commands.add_parser("secrets", help="keep API keys for executors", allow_abbrev=False)
+    secrets.set_defaults(run=_secrets)
+    _add_secrets(secrets)
     return parser
 
 
@@ -165,6 +185,27 @@ def _add_kernel(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> 
         metavar="FILE.pem",
         help="authorities to trust beside the system's, for an https kernel; KUWA_CA_FILE in the environment",
     )
+
+
+def _add_secrets(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Keep API keys for the executors that this user starts on this machine, in a file that nobody else can read. "
+        "Executors look for openai (chatgpt) and gemini (geminipro)."
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
+    keep = actions.add_parser(
+        "set",
+        help="keep a secret; its value is read from standard input or asked for",
+        description="Keep a secret. Its value is read from standard input or asked for, never from the command line.",
+        allow_abbrev=False,
+    )
+    keep.add_argument("name", metavar="NAME", help="such as openai or gemini")
+    where = keep.add_mutually_exclusive_group()
+    where.add_argument("--file", metavar="FILE", help="do not keep the value, but the name of the file that holds it")
+    where.add_argument("--variable", metavar="NAME", help="do not keep the value, but the environment variable's name")
+    actions.add_parser("list", help="show the names and how each is kept, never a value")
+    forget = actions.add_parser("remove", help="forget a secret", allow_abbrev=False)
+    forget.add_argument("name", metavar="NAME", help="as kuwa secrets list shows it")
 
 
 def _port(text: str) -> int:

@@ -93,6 +93,13 @@ def _chatgpt(stage: Stage) -> Subject:
     return Subject("chatgpt", ["chatgpt", "--base_url", base_url, "--api_key", "sk-test", "--model", "fake-1"])
 
 
+def _geminipro(stage: Stage) -> Subject:
+    argv = [sys.executable, str(REPOSITORY / "tests" / "fakes" / "gemini_server.py"), "--port", str(stage.port())]
+    server = stage.process([*argv, "--delay", "0.01"], name="gemini_server")
+    base_url = server.wait_for(lambda: server.log.partition("\n")[0], "the fake Gemini server said its URL")
+    return Subject("geminipro", ["geminipro", "--base_url", base_url, "--api_key", "test-key"])
+
+
 def _llamacpp(stage: Stage) -> Subject:
     from kuwa.builtin.llamacpp.maker import make_scripted  # needs numpy and gguf, which the others do not
 
@@ -108,5 +115,6 @@ OURS: dict[str, Callable[[Stage], Subject]] = {
     "custom": _custom,
     "may-2024": _may_2024,
     "chatgpt": _chatgpt,
+    "geminipro": _geminipro,
     "llamacpp": _llamacpp,
 }

@@ -3,7 +3,7 @@ and behind the kernel's `--upstream`.
 
     python tests/fakes/openai_server.py [--port 0] [--api_key KEY] [--model NAME] [--delay SECONDS]
 
-prints its base URL as one line once it listens. It answers `/v1/…` and `/api/v1/…` (chat/completions, completions,
+prints its base URL as one line once it listens. It answers `/v1/…` under any prefix (chat/completions, completions,
 embeddings, models), streamed or not, honours `max_tokens`, `stop`, `n` and `stream_options`, and by default
 answers with the text of the last user message. A request scripts its own fate with a field `fake`, see `Script`.
 `GET /recorded` lists every API request that came in: method, path, headers, body, how many events were sent, and
@@ -27,6 +27,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+# Where providers have their API: /v1/, /api/v1/, /openai/v1/, /v1beta/openai/ …
+_PATH = re.compile(r"/(?:[^/]+/)*(?:v1|openai)/(chat/completions|completions|embeddings|models)")
 _PIECE = re.compile(r"\s*\S{1,4}|\s+")
 _REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
 _TYPES = {401: "invalid_request_error", 429: "requests", 500: "server_error", 503: "server_error"}
@@ -55,6 +57,9 @@ class Script:
     eof_after: int | None = None  # the body ends cleanly, without a finish
     error_after: int | None = None  # an error event, then [DONE]
     done: bool = True  # whether [DONE] is sent
+    whole: bool = False  # answered in one piece, whatever `stream` says
+    silent_after: int | None = None  # nothing more is sent after so many events, and nothing closed
+    window: int | None = None  # refuse prompts of more pieces than this, with OpenAI's words
 
 
 @dataclass
@@ -89,6 +94,7 @@ class Connection:
         self._reader = reader
         self._writer = writer
         self._ahead = b""
+        self.query = ""
 
     async def run(self) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, ClientGoneError):
@@ -103,7 +109,7 @@ class Connection:
         method, target, _ = first.split(" ", 2)
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         body = await self._reader.readexactly(int(headers.get("content-length", "0")))
-        path = target.partition("?")[0]
+        path, _, self.query = target.partition("?")
         if path == "/recorded":
             await self._json(200, [vars(record) for record in self._server.records])
             return True
@@ -177,7 +183,13 @@ class Connection:
             await self._json(200, _embeddings(body))
             return
         answer = Answer(body, script, chat=route == "chat/completions", id=f"chatcmpl-{next(self._server.ids)}")
-        if body.get("stream"):
+        if script.window is not None and answer.prompt_tokens > script.window:
+            message = (
+                f"This model's maximum context length is {script.window} tokens. However, your messages resulted in "
+                f"{answer.prompt_tokens} tokens. Please reduce the length of the messages."
+            )
+            raise ApiError(400, message, "context_length_exceeded")
+        if body.get("stream") and not script.whole:
             await self._stream(answer, script, record)
         else:
             delay = self._server.delay if script.delay_s is None else script.delay_s
@@ -192,10 +204,12 @@ class Connection:
         for event in answer.content():
             if record.events == script.reset_after:
                 record.outcome = "reset"
-                self._reset()
+                self.reset()
             if record.events == script.eof_after:
                 self._writer.write(b"0\r\n\r\n")
                 return
+            if record.events == script.silent_after:
+                await asyncio.sleep(3600)
             if record.events == script.error_after:
                 await self._event(ApiError(500, script.message, script.code).body(), script)
                 break
@@ -220,7 +234,7 @@ class Connection:
                 await self._writer.drain()
                 await asyncio.sleep(0)
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
         """Close with RST instead of FIN, as a crashed process or a middlebox does."""
         peer: socket.socket = self._writer.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -260,11 +274,12 @@ class Answer:
             "model": body.get("model"),
             **script.extra,
         }
-        self._usage = {
+        self._usage: dict[str, int] = {
             "prompt_tokens": len(_PIECE.findall(json.dumps(body.get("messages", body.get("prompt")))[:10_000])),
             "completion_tokens": len(self.pieces) * len(self._choices),
         }
         self._usage["total_tokens"] = sum(self._usage.values())
+        self.prompt_tokens = len(_PIECE.findall(json.dumps(body.get("messages", body.get("prompt")))))
 
     def opening(self) -> list[dict[str, Any]]:
         if not self._chat:
@@ -318,6 +333,9 @@ class Answer:
 
 
 class FakeServer:
+    connection = Connection
+    base_path = "/v1"
+
     def __init__(self, api_key: str, known_models: list[str], delay: float) -> None:
         self.known_models = known_models
         self.delay = delay
@@ -337,20 +355,18 @@ class FakeServer:
 
     async def serve(self, port: int) -> None:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await Connection(self, reader, writer).run()
+            await self.connection(self, reader, writer).run()
 
         server = await asyncio.start_server(connected, "127.0.0.1", port, limit=1 << 20)
         bound = server.sockets[0].getsockname()[1]
-        sys.stdout.write(f"http://127.0.0.1:{bound}/v1\n")
+        sys.stdout.write(f"http://127.0.0.1:{bound}{self.base_path}\n")
         sys.stdout.flush()
         await server.serve_forever()
 
 
 def _route(path: str) -> str:
-    for prefix in ("/v1/", "/api/v1/"):
-        if path.startswith(prefix):
-            return path[len(prefix) :]
-    return ""
+    found = _PATH.fullmatch(path)
+    return found[1] if found else ""
 
 
 def _last_text(body: dict[str, Any]) -> str:

@@ -5,21 +5,16 @@ breaks.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from calls import Answer, Stream, chat, chat_text, fetch, old_abort, old_chat, open_chat, stream_chat
 from processes import REPOSITORY, Executor, Kernel, Process, Stage, until
-
-pytest.importorskip("openai")
 
 FAKE_SERVER = REPOSITORY / "tests" / "fakes" / "openai_server.py"
 KEY = "sk-canary-7f3a9c51"
@@ -335,79 +330,12 @@ def test_an_abort_of_the_old_wire_ends_the_providers_work(stage: Stage) -> None:
     until(lambda: kernel.idle("chatgpt"), "the slot was given back")
 
 
-# ---- the tutorial's command lines ---------------------------------------------------------------------------
-
-VLLM = """kuwa-executor chatgpt --access_code vllm --log debug \\
-    --base_url "{base}/v1" `# Change the API base URL to vLLM` \\
-    --api_key dummy `# Dummy API Key` \\
-    --model "google/gemma-7b-it" `# Specify Gemma 7B model`
-"""
-TAIDE = """kuwa-executor chatgpt --access_code taide-api --log debug \\
-    --base_url "{base}/api/v1/" `#TAIDE API path on NCHC` \\
-    --api_key "YOUR_API_KEY" `#Input the API key that you have applied for` \\
-    --model "TAIDE/a.2.0.0-SG" `#Using the a.2.0.0 model` \\
-    --system_prompt "你是一個來自台灣的AI助理，你的名字是TAIDE，樂於以台灣人的立場幫助使用者，會用繁體中文回答問題。" `#TAIDE's default system prompt`
-"""  # noqa: E501 - a line of the tutorial, as it stands
-TAIDE_PROMPT = "你是一個來自台灣的AI助理，你的名字是TAIDE，樂於以台灣人的立場幫助使用者，會用繁體中文回答問題。"
-
-
-@pytest.mark.parametrize(
-    ("block", "code", "model", "path", "system"),
-    [
-        (VLLM, "vllm", "google/gemma-7b-it", "/v1/chat/completions", []),
-        (
-            TAIDE,
-            "taide-api",
-            "TAIDE/a.2.0.0-SG",
-            "/api/v1/chat/completions",
-            [{"role": "system", "content": TAIDE_PROMPT}],
-        ),
-    ],
-    ids=["vllm", "taide"],
-)
-def test_the_tutorials_commands_work_as_they_stand(
-    stage: Stage, block: str, code: str, model: str, path: str, system: list[dict[str, str]]
-) -> None:
-    kernel = stage.kernel()
-    openai = start_fake(stage, "--model", model)
-    script = stage.folder / f"{code}.sh"
-    script.write_text(block.format(base=openai.base_url.removesuffix("/v1")), encoding="utf-8")
-    commands = Path(sys.executable).parent
-    shell = stage.process(
-        ["bash", str(script)],
-        name=code,
-        env=stage.environment(
-            PATH=f"{commands}:{os.environ['PATH']}", KUWA_KERNEL_URL=kernel.url + "/", LC_ALL="C.UTF-8"
-        ),
-    )
-    shell.wait_for(lambda: kernel.ready(code), "the kernel saw the executor ready")
-    assert chat_text(kernel.url, code, CHINESE) == CHINESE
-    assert openai.last["path"] == path
-    assert openai.last["body"]["messages"] == [*system, {"role": "user", "content": CHINESE}]
-    with stream_chat(kernel.url, code, "count", fake=SLOW) as stream:
-        stream.first_text()
-    until(lambda: openai.last["outcome"] == "client_gone", "the provider saw the client go")
-    # A shell that is told to end does not tell its child; a terminal's Ctrl-C reaches both, as this does.
-    os.killpg(shell.pid, signal.SIGINT)
-    shell.wait()
-    until(lambda: not shell.family(), "the executor ended with its shell")
-
-
 # ---- starting -----------------------------------------------------------------------------------------------
 
 
 def refused_start(stage: Stage, *flags: str, **env: str) -> tuple[int, str]:
     executor = stage.executor("chatgpt", *flags, kernel=None, wait=False, **env)
     return executor.process.wait(), executor.process.log
-
-
-def test_a_missing_package_is_named_with_the_command_that_installs_it(stage: Stage) -> None:
-    hidden = stage.folder / "hidden" / "openai"
-    hidden.mkdir(parents=True)
-    (hidden / "__init__.py").write_text("raise ImportError(\"No module named 'openai'\")\n")
-    code, log = refused_start(stage, "--api_key", KEY, PYTHONPATH=str(hidden.parent))
-    assert code == 4
-    assert "pip install 'kuwa[chatgpt]'" in log
 
 
 def test_a_wrong_option_in_the_generation_config_is_named_with_the_nearest(stage: Stage) -> None:

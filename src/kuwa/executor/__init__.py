@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kuwa.executor.base import LLMExecutor, NotBuiltYet, SetupFailed
-    from kuwa.executor.chunks import Chunk, Finish, RawEvent, Reasoning, Text, ToolCallDelta, Usage
+    from kuwa.executor.chunks import Chunk, Finish, RawEvent, RawEvents, Reasoning, Text, ToolCallDelta, Usage
     from kuwa.executor.modelfile import Modelfile
     from kuwa.executor.request import Embeddings, EmbedRequest, Ranking, Request, RerankRequest
 
@@ -26,6 +26,7 @@ __all__ = [
     "NotBuiltYet",
     "Ranking",
     "RawEvent",
+    "RawEvents",
     "Reasoning",
     "Request",
     "RerankRequest",
@@ -37,7 +38,7 @@ __all__ = [
 
 _HOMES = {
     "base": ("LLMExecutor", "NotBuiltYet", "SetupFailed"),
-    "chunks": ("Chunk", "Finish", "RawEvent", "Reasoning", "Text", "ToolCallDelta", "Usage"),
+    "chunks": ("Chunk", "Finish", "RawEvent", "RawEvents", "Reasoning", "Text", "ToolCallDelta", "Usage"),
     "modelfile": ("Modelfile",),
     "request": ("EmbedRequest", "Embeddings", "Ranking", "Request", "RerankRequest"),
 }

@@ -7,11 +7,12 @@ streamed text chunk is the hot path: its event is a prebuilt head and tail aroun
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any, cast
 
 import msgspec
 
-from kuwa.executor.chunks import Chunk, Finish, RawEvent, Reasoning, Text, ToolCallDelta, Usage
+from kuwa.executor.chunks import Chunk, Finish, RawEvent, RawEvents, Reasoning, Text, ToolCallDelta, Usage
 from kuwa.executor.intake import include_usage, stop_strings
 from kuwa.executor.prompt import text_of
 from kuwa.executor.request import Request
@@ -25,6 +26,10 @@ _TOKENS_PER_MESSAGE = 3
 _CHARACTERS_PER_TOKEN = 4
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Fields).decode
+_decode_text = msgspec.json.Decoder(str).decode
+# A text in a raw event. Inside another text its quotation marks would be escaped.
+_TEXT = re.compile(rb'"(?:content|text)": ?("(?:[^"\\]|\\.)*")')
+_PLACEHOLDER = "<the text of the event>"
 
 
 class WrongChunk(TypeError):
@@ -57,6 +62,11 @@ class Answer:
         """The bytes to send now; often none. Raises WrongChunk, BadUpstream (a RawEvent that is no event)."""
         if isinstance(chunk, str):
             return self._text(chunk, 0)
+        if isinstance(chunk, RawEvents):
+            datas = chunk.datas
+            return self._raw(datas[0]) if len(datas) == 1 else b"".join(map(self._raw, datas))
+        if isinstance(chunk, RawEvent):
+            return self._raw(chunk.data)
         match chunk:
             case Text(text, choice, ids):
                 self._ids += ids
@@ -71,8 +81,6 @@ class Answer:
             case Finish(reason, choice):
                 self._reasons.setdefault(choice, reason)
                 return b""
-            case RawEvent(data):
-                return self._raw(data)
             case _:
                 raise WrongChunk(f"llm_compute yielded {type(chunk).__name__}; yield str or a chunk of kuwa.executor")
 
@@ -185,12 +193,7 @@ class Answer:
         return out
 
     def _raw_choice(self, fields: Fields) -> bytes:
-        choice = int(fields.get("index") or 0)
-        delta = dict(cast("Fields", fields.get("delta") or {}))
-        delta.pop("role", None)
-        if "text" in fields:
-            delta["content"] = fields["text"]
-        beside = {k: v for k, v in fields.items() if k not in ("index", "delta", "text") and v is not None}
+        choice, delta, beside = _split_choice(fields)
         reason = beside.pop("finish_reason", None)
         if reason is not None:
             self._reasons.setdefault(choice, str(reason))
@@ -200,11 +203,36 @@ class Answer:
         return self._emit(choice, delta, beside)
 
 
+def _split_choice(fields: Fields) -> tuple[int, Fields, Fields]:
+    """A raw choice as its index, its delta, and what stands beside it."""
+    delta = dict(cast("Fields", fields.get("delta") or {}))
+    delta.pop("role", None)
+    if "text" in fields:
+        delta["content"] = fields["text"]
+    beside = {k: v for k, v in fields.items() if k not in ("index", "delta", "text") and v is not None}
+    return int(fields.get("index") or 0), delta, beside
+
+
 _EVENT_FIELDS = ("id", "object", "created", "model", "choices", "usage", "error")
+
+
+class _Ordinary(msgspec.Struct, frozen=True, gc=False):
+    """What stands around the text in a provider's events of ordinary text, and what stands around it in ours.
+
+    `before` ends and `after` begins with the text's quotation marks; they stand in ours, too.
+    """
+
+    before: bytes
+    after: bytes
+    our_before: bytes
+    our_after: bytes
 
 
 class Events(Answer):
     """An OpenAI stream: one event per chunk, the finish of each choice, the usage if asked for, `[DONE]`.
+
+    A provider's events of ordinary text differ in nothing but the text: once one of them has been read, the others
+    pass with their text as it is, between what the first one has become.
 
     `shows_ids`: the kernel wants the tokens beside the events.
     """
@@ -223,6 +251,7 @@ class Events(Answer):
         self._top = _encode(top)[:-1]
         self._more = b""
         self._heads: dict[int, bytes] = {}
+        self._ordinary: _Ordinary | None = None
         self._tail = b'},"logprobs":null,"finish_reason":null}]}\n\n'
         if not self._chat:
             self._tail = self._tail[1:]
@@ -237,6 +266,50 @@ class Events(Answer):
     def _keep(self, top: Fields) -> None:
         if top and not self._more:
             self._more = b"," + _encode(top)[1:-1]
+
+    def _raw(self, data: bytes) -> bytes:
+        known = self._ordinary
+        if known is None or not (data.startswith(known.before) and data.endswith(known.after)):
+            return self._raw_read(data)
+        # The text with its quotation marks: whatever else it may be is no JSON string and is read as a whole.
+        quoted = data[len(known.before) - 1 : 1 - len(known.after)]
+        try:
+            text = _decode_text(quoted)
+        except (msgspec.MsgspecError, UnicodeError):
+            text = ""
+        if not text:
+            return self._raw_read(data)
+        self._count(text)
+        return known.our_before + quoted + known.our_after
+
+    def _raw_read(self, data: bytes) -> bytes:
+        out = super()._raw(data)
+        if not self._stops:
+            self._ordinary = self._learn(data) or self._ordinary
+        return out
+
+    def _learn(self, data: bytes) -> _Ordinary | None:
+        """What is ordinary about `data`, where it is one choice's text and nothing else; it has been read already."""
+        found = _TEXT.search(data)
+        if found is None or _TEXT.search(data, found.end()) is not None:
+            return None
+        event = _decode(data)
+        choices = cast("list[Fields]", event.get("choices") or [])
+        if len(choices) != 1 or event.get("usage") or choices[0].get("finish_reason") is not None:
+            return None
+        delta = cast("Fields", choices[0].get("delta") or {})
+        text = choices[0].get("text") if "text" in choices[0] else delta.get("content")
+        if not text or text != _decode_text(found[1]):
+            return None
+        # The same event without its text is what ours is made of.
+        ours = self._event_of(choices[0], _PLACEHOLDER).split(_encode(_PLACEHOLDER))
+        if len(ours) != 2:
+            return None
+        return _Ordinary(data[: found.start(1) + 1], data[found.end(1) - 1 :], ours[0], ours[1])
+
+    def _event_of(self, fields: Fields, text: str) -> bytes:
+        choice, delta, beside = _split_choice(fields)
+        return self._event(choice, {**delta, "content": text}, beside)
 
     def _emit_text(self, text: str, choice: int) -> bytes:
         head = self._heads.get(choice)

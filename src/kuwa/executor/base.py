@@ -49,7 +49,8 @@ class LLMExecutor:
     - `handles_stop`: True if `llm_compute` ends by itself at the request's `stop` strings; else the framework
       cuts the answer there;
     - `context_length`: in tokens, 0 where unknown; may be set on the object in `setup`;
-    - `provider_key_field`: the field of the v1.0 form that holds a user's own key for this model's provider.
+    - `provider_key_field`: the field of the v1.0 form that holds a user's own key for this model's provider;
+    - `secret_options`: options whose value is blotted out of the process's argument list once it has started.
     """
 
     LLM_name: str | None = None
@@ -59,6 +60,7 @@ class LLMExecutor:
     handles_stop: bool = False
     context_length: int = 0
     provider_key_field: str = "openai_token"
+    secret_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         started = invocation.current() or _from_command_line()
@@ -75,6 +77,7 @@ class LLMExecutor:
         self.concurrency = self.settings.concurrency
         self.prog = started.prog
         self.default_name = started.name
+        self.invocation = started
         self.environment = started.environment
         self._adopt_old_names()
 

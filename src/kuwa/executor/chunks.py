@@ -61,4 +61,10 @@ class RawEvent(msgspec.Struct, frozen=True):
     data: bytes
 
 
-Chunk = str | Text | Reasoning | ToolCallDelta | Usage | Finish | RawEvent
+class RawEvents(msgspec.Struct, frozen=True):
+    """Several raw events that came in one read, to be sent on in one write."""
+
+    datas: list[bytes]
+
+
+Chunk = str | Text | Reasoning | ToolCallDelta | Usage | Finish | RawEvent | RawEvents

@@ -25,6 +25,7 @@ from kuwa import __version__
 from kuwa.executor.arguments import Settings, UsageError
 from kuwa.executor.base import LLMExecutor, NotBuiltYet, SetupFailed
 from kuwa.executor.lease import LeaseLoop
+from kuwa.executor.process_title import hide
 from kuwa.executor.server import ExecutorServer
 from kuwa.http.guard import HostGuard
 from kuwa.http.server import CannotListen, Server
@@ -62,6 +63,7 @@ class Leave(Exception):
 def run(executor: LLMExecutor) -> int:
     """Serve `executor` until a signal ends it; the process's exit code."""
     _log_to_stderr(executor.settings.log)
+    hide(executor.invocation, executor.secret_options)
     try:
         return run_loop(_Life(executor).live())
     except Leave as leave:

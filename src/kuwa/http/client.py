@@ -1,7 +1,7 @@
 """Requests with an `await`: a whole response by `fetch`, a streamed one by `open_stream`.
 
-For what is not the hot path: registrations, health polls, executors that stand in front of another server.
-A fresh connection per request, closed afterwards: servers are known that break on reuse right after a stream.
+For registrations, health polls, executors that stand in front of another server. Without a pool each request has
+a connection of its own, closed afterwards: servers are known that break on reuse right after a stream.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from kuwa.http.framing import HeaderPair, ResponseHead
 from kuwa.http.upstream import Origin, UnframedHandler, UpstreamConnection, UpstreamPool
-from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamTimeout
+from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamLost, UpstreamTimeout
 
 MAX_BUFFERED_BYTES = 256 * 1024
 MAX_FETCH_BYTES = 8 * 1024 * 1024
@@ -41,7 +41,7 @@ class StreamedResponse(UnframedHandler):
         self._paused = False
         self._ended = False
         self._error: KuwaError | None = None
-        self._news = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
 
     @property
     def status(self) -> int:
@@ -53,7 +53,7 @@ class StreamedResponse(UnframedHandler):
 
     def on_head(self, head: ResponseHead) -> None:
         self._head = head
-        self._news.set()
+        self._wake()
 
     def on_data(self, data: bytes, ended: bool) -> None:
         if data:
@@ -63,12 +63,23 @@ class StreamedResponse(UnframedHandler):
         if self._buffered > MAX_BUFFERED_BYTES and not ended and not self._paused:
             self._paused = True
             self._connection.pause()
-        self._news.set()
+        self._wake()
 
     def on_lost(self, error: KuwaError) -> None:
         self._error = error
         self._ended = True
-        self._news.set()
+        self._wake()
+
+    @property
+    def silent_since(self) -> float | None:
+        """When the server was last heard, in the pool's time; None where nothing more is waited for."""
+        return None if self._ended or self._connection.paused else self._connection.since
+
+    def give_up(self, error: KuwaError) -> None:
+        """Cut the connection; who reads the response is told `error`."""
+        if not self._ended:
+            self._connection.cancel(self)
+            self.on_lost(error)
 
     async def wait_for_head(self) -> None:
         while self._head is None and self._error is None:
@@ -80,13 +91,13 @@ class StreamedResponse(UnframedHandler):
         """The body in pieces. Raises UpstreamLost or BadUpstream when it does not end as announced."""
         while True:
             if self._pieces:
-                data = b"".join(self._pieces)
-                self._pieces.clear()
+                pieces, self._pieces = self._pieces, []
                 self._buffered = 0
-                if self._paused:
-                    self._paused = False
+                # A connection whose response has ended may be somebody else's already.
+                if self._paused and not self._ended:
                     self._connection.resume()
-                yield data
+                self._paused = False
+                yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
             elif self._ended:
                 if self._error is not None:
                     raise self._error
@@ -104,8 +115,14 @@ class StreamedResponse(UnframedHandler):
         return bytes(body)
 
     async def _next(self) -> None:
-        self._news.clear()
-        await self._news.wait()
+        # One task reads a response; a bare future wakes it more cheaply than an event would.
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _require_head(self) -> ResponseHead:
         if self._head is None:
@@ -122,25 +139,39 @@ async def open_stream(
     body: bytes = b"",
     head_timeout_s: float | None = None,
     tls: ssl.SSLContext | None = None,
+    pool: UpstreamPool | None = None,
 ) -> AsyncGenerator[StreamedResponse]:
-    """Send a request and give its response once the head has come; leaving the block cuts the connection.
+    """Send a request and give its response once the head has come. Leaving the block cuts the connection, unless
+    `pool` is given and the response was read to its end: then the pool keeps it for the next request.
 
     Raises NoReplica (cannot connect), UpstreamTimeout (no head in time), UpstreamLost, BadUpstream.
     """
     origin = Origin.of(url)
-    pool = UpstreamPool(tls=tls)
-    connection = await pool.connect(origin)
-    response = StreamedResponse(connection)
-    try:
-        connection.send(encode_request(method, url, origin, headers, body), response, no_body=method == "HEAD")
+    request = encode_request(method, url, origin, headers, body)
+    idle = pool.take(origin) if pool is not None else None
+    connections = pool or UpstreamPool(tls=tls)
+    while True:
+        connection = idle or await connections.connect(origin)
+        response = StreamedResponse(connection)
         try:
-            async with asyncio.timeout(head_timeout_s):
-                await response.wait_for_head()
-        except TimeoutError as error:
-            raise UpstreamTimeout(f"{origin} did not answer in {head_timeout_s:g} s.") from error
-        yield response
-    finally:
-        connection.abandon()
+            connection.send(request, response, no_body=method == "HEAD")
+            try:
+                async with asyncio.timeout(head_timeout_s):
+                    await response.wait_for_head()
+            except TimeoutError as error:
+                raise UpstreamTimeout(f"{origin} did not answer in {head_timeout_s:g} s.") from error
+            except UpstreamLost:
+                # A pooled connection that the server had closed meanwhile: it has not begun this request.
+                if idle is None or connection.received:
+                    raise
+                idle = None
+                continue
+            yield response
+            return
+        finally:
+            connection.cancel(response)
+            if pool is None:
+                connections.close()
 
 
 async def fetch(

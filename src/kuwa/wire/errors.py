@@ -56,6 +56,12 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class ContentFiltered(InvalidRequest):
+    """The provider behind an executor refused the request for what it says."""
+
+    code = "content_filter"
+
+
 class Unsupported(InvalidRequest):
     """The request is sound, but this executor or this wire cannot do it."""
 

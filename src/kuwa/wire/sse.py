@@ -97,6 +97,17 @@ class SseReader:
         return None
 
 
+def plain_events(data: bytes) -> list[bytes] | None:
+    """The data of each event, where `data` is nothing but whole events of one `data: ` line each; else None.
+
+    What most servers send with most writes; `SseReader` reads everything else.
+    """
+    if not (data.startswith(b"data: ") and data.endswith(b"\n\n")) or b"\r" in data:
+        return None
+    datas = data[6:-2].split(b"\n\ndata: ")
+    return None if any(b"\n" in one for one in datas) else datas
+
+
 def _line_end(buffer: bytearray, start: int) -> int:
     lf = buffer.find(b"\n", start)
     cr = buffer.find(b"\r", start, lf if lf >= 0 else len(buffer))

@@ -8,35 +8,40 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from kuwa.builtin.chatgpt.context import trim
-from kuwa.builtin.chatgpt.failures import Origin
 from kuwa.builtin.chatgpt.parameters import CHAT_ONLY, PARAMETERS, TOKEN_LIMITS
-from kuwa.executor import LLMExecutor, RawEvent, SetupFailed
+from kuwa.builtin.chatgpt.window import Window
+from kuwa.executor import LLMExecutor, RawEvents
 from kuwa.executor.arguments import UsageError
 from kuwa.executor.config_file import read_config
 from kuwa.executor.options import add_options, collect
 from kuwa.executor.prompt import apply_modelfile, with_system_prompt
-from kuwa.wire.errors import InvalidApiKey, MissingApiKey
+from kuwa.executor.provider.address import check_base_url
+from kuwa.executor.provider.failures import Origin
+from kuwa.executor.provider.keys import Provider, add_key_options, find_keys
+from kuwa.wire.errors import ContextLengthExceeded
 
 if TYPE_CHECKING:
     from kuwa.builtin.chatgpt.upstream import Upstream
-    from kuwa.executor import Request
+    from kuwa.executor import Embeddings, EmbedRequest, Request
 
+OPENAI = Provider("openai", ("OPENAI_API_KEY",), "openai_token")
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
-KEY_VARIABLE = "OPENAI_API_KEY"
+DEFAULT_MODEL = "gpt-3.5-turbo"
+DEFAULT_TIMEOUT_S = 600.0
 OWN_FIELDS_PREFIX = "kuwa"
+# How often a conversation that the provider finds too long is cut and sent again.
+CUTS = 2
 
 
 class ChatGPTExecutor(LLMExecutor):
     LLM_name = "chatgpt"
     description = "[Cloud model] OpenAI ChatGPT. Need API key."
-    # The provider computes; here a request is one open connection, of which the SDK's pool allows 1000.
+    # The provider computes; here a request is one open connection.
     concurrency = 500
     # Everything passes through; what the model behind it cannot do, its server says best.
     capabilities = (
@@ -52,15 +57,20 @@ class ChatGPTExecutor(LLMExecutor):
         "echo",
     )
     handles_stop = True
+    provider_key_field = OPENAI.form_field
+    secret_options = ("--api_key",)
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group("Model Options")
-        group.add_argument("--api_key", default=None, help=f"The API key; {KEY_VARIABLE} in the environment otherwise")
-        group.add_argument(
-            "--no_override_api_key", action="store_true", help="Do not let a request bring a key of its own"
-        )
+        add_key_options(group.add_argument, OPENAI)
         group.add_argument("--base_url", default=DEFAULT_BASE_URL, help="Base URL of the OpenAI-compatible API")
-        group.add_argument("--model", default="gpt-3.5-turbo", help="Name of the model, as the API calls it")
+        group.add_argument(
+            "--model",
+            action="append",
+            default=argparse.SUPPRESS,
+            help="Name of the model, as the API calls it; repeat it together with --access_code to serve several "
+            f"(default: {DEFAULT_MODEL})",
+        )
         group.add_argument(
             "--context_window",
             type=int,
@@ -69,103 +79,112 @@ class ChatGPTExecutor(LLMExecutor):
         )
         group.add_argument("--system_prompt", default=None, help="The system prompt of conversations without one")
         group.add_argument("--no_system_prompt", action="store_true", help="Put no system prompt before a conversation")
+        group.add_argument(
+            "--tokenizer",
+            default=None,
+            metavar="PATH",
+            help="The model's tokenizer.json, or the folder that holds it, to count tokens exactly",
+        )
+        group.add_argument(
+            "--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="Longest silence of the API in seconds"
+        )
         add_options(parser, PARAMETERS)
 
     def setup(self) -> None:
-        check_base_url(self.args.base_url)
-        if self.args.context_window is not None and self.args.context_window < 1:
-            raise UsageError(f"--context_window is {self.args.context_window}; it must be at least 1")
+        check_base_url(self.args.base_url, DEFAULT_BASE_URL)
+        for option in ("context_window", "timeout"):
+            value = getattr(self.args, option)
+            if value is not None and value <= 0:
+                raise UsageError(f"--{option} is {value}; it must be above 0")
+        self.models = pair(self.access_codes, getattr(self.args, "model", None) or [DEFAULT_MODEL])
         self.context_length = self.args.context_window or 0
+        self.windows = dict.fromkeys(self.models.values(), self._window())
         self.defaults = collect(self.args, PARAMETERS, read_config(self.args.generation_config))
-        self.keys = Keys(
-            option=(self.args.api_key or "").strip(),
-            environment=self.environment.get(KEY_VARIABLE, "").strip(),
-            requests_may_bring=not self.args.no_override_api_key,
-        )
+        self.keys = find_keys(self.args, self.environment, OPENAI, Path.home())
         if not self.keys:
             logging.getLogger(__name__).warning("chatgpt has no API key of its own. %s", self.keys.ways())
-        if not self.in_debug():
-            # A line for every request, where the executor's own log has one only for what fails.
-            logging.getLogger("httpx2").setLevel(logging.WARNING)
-        try:
-            import_module("openai")  # a second's work: here in the thread, not on the event loop
-        except ImportError as error:
-            raise SetupFailed(
-                f"chatgpt needs the openai package, which is not installed ({error}): pip install 'kuwa[chatgpt]'"
-            ) from error
+
+    def _window(self) -> Window:
+        if self.args.tokenizer is None:
+            return Window(self.context_length)
+        from kuwa.builtin.chatgpt.tokenizer import LocalTokenizer
+
+        return Window(self.context_length, LocalTokenizer(Path(self.args.tokenizer)).count)
 
     async def serve_startup(self) -> None:
         from kuwa.builtin.chatgpt.upstream import Upstream
 
-        self.upstream: Upstream = Upstream(self.args.base_url)
+        self.upstream: Upstream = Upstream(self.args.base_url, self.args.timeout)
 
     async def shutdown(self) -> None:
-        await self.upstream.close()
+        self.upstream.close()
 
-    async def llm_compute(self, request: Request) -> AsyncIterator[RawEvent]:
-        key, source = self.keys.choose(request.provider_key)
-        origin = Origin(base_url=self.args.base_url, model=self.args.model, key=key, key_source=source)
+    async def llm_compute(self, request: Request) -> AsyncIterator[RawEvents]:
         body = self.provider_body(request)
-        async with aclosing(self.upstream.events(request.kind, body, origin)) as events:
-            async for data in events:
-                yield RawEvent(data)
+        origin = self._origin(request.provider_key, body["model"])
+        window = self.windows[origin.model]
+        for cut in range(CUTS + 1):
+            if request.kind == "chat" and request.trim_history:
+                body["messages"], left_out = window.fit(body["messages"], body)
+                request.trimmed_messages += left_out
+            try:
+                async with aclosing(self.upstream.events(request.kind, body, origin)) as events:
+                    async for datas in events:
+                        yield RawEvents(datas)
+                return
+            except ContextLengthExceeded as refusal:
+                # Always before the first event: an answer that has begun fitted.
+                if cut == CUTS or not (request.kind == "chat" and request.trim_history):
+                    raise
+                window = window.corrected(refusal, body["messages"])
+                if window.certain:
+                    self.windows[origin.model] = window
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        origin = self._origin(request.provider_key, self._model(request.access_code))
+        fields = {name: value for name, value in own_fields_out(request.body).items() if name != "encoding_format"}
+        return await self.upstream.embeddings({**fields, "model": origin.model}, origin)
+
+    def _model(self, access_code: str) -> str:
+        """The provider's name for the model; a v1.0 form at the executor's own port may name anything."""
+        return self.models.get(access_code) or next(iter(self.models.values()))
+
+    def _origin(self, brought: str, model: str) -> Origin:
+        key, source = self.keys.choose(brought)
+        return Origin(base_url=self.args.base_url, model=model, key=key, key_source=source)
 
     def provider_body(self, request: Request) -> dict[str, Any]:
         chat = request.kind == "chat"
         body = fill_in(asked_for(request), self.defaults if chat else for_completions(self.defaults))
         if chat:
-            body["messages"] = self._messages(request, body)
-        body["model"] = self.args.model
+            prompt = "" if self.args.no_system_prompt else self.args.system_prompt or ""
+            body["messages"] = with_system_prompt(conversation(request), prompt)
+        body["model"] = self._model(request.access_code)
         # Always streamed: a client that goes away then closes the provider's stream, whatever it asked for.
         body["stream"] = True
         body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         return body
 
-    def _messages(self, request: Request, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-        prompt = "" if self.args.no_system_prompt else self.args.system_prompt or ""
-        messages = with_system_prompt(conversation(request), prompt)
-        if request.trim_history and self.args.context_window:
-            messages, request.trimmed_messages = trim(messages, self.args.context_window, body)
-        return messages
 
-
-class Keys:
-    """Which API key a request is sent with: the user's own, else the operator's."""
-
-    def __init__(self, *, option: str, environment: str, requests_may_bring: bool) -> None:
-        self._requests_may_bring = requests_may_bring
-        self._own = (option, "--api_key") if option else (environment, KEY_VARIABLE)
-
-    def __bool__(self) -> bool:
-        """Whether the operator gave one."""
-        return bool(self._own[0])
-
-    def choose(self, brought: str) -> tuple[str, str]:
-        """The key and where it came from, for error texts.
-
-        `brought` is the key that came with the request. Raises MissingApiKey naming the ways to give one.
-        """
-        if brought and self._requests_may_bring:
-            if not (brought.isascii() and brought.isprintable() and " " not in brought):
-                raise InvalidApiKey("The API key that came with the request holds characters that no key has.")
-            return brought, "the request"
-        if self:
-            return self._own
-        raise MissingApiKey(f"This model needs an API key. {self.ways()}")
-
-    def ways(self) -> str:
-        """How a key can be given."""
-        brought = "Send one with the request (header X-Kuwa-Provider-Key, or openai_token in the v1.0 form), or have"
-        return (
-            f"{brought if self._requests_may_bring else 'Have'} the executor started with --api_key or with "
-            f"{KEY_VARIABLE} in its environment; a server that asks for no key takes any, such as --api_key dummy."
+def pair(access_codes: Sequence[str], models: Sequence[str]) -> dict[str, str]:
+    """The model behind each access code: one for all of them, or one for each in their order. Raises UsageError."""
+    if len(models) == 1:
+        return dict.fromkeys(access_codes, models[0])
+    if len(models) != len(access_codes):
+        raise UsageError(
+            f"--model was given {len(models)} times, --access_code {len(access_codes)} times; give one --access_code "
+            "for each --model, in the same order"
         )
+    return dict(zip(access_codes, models, strict=True))
 
 
 def asked_for(request: Request) -> dict[str, Any]:
     """The request's own fields, unknown ones included, over the Modelfile's parameters; without Kuwa's fields."""
-    body = {name: value for name, value in request.body.items() if not name.startswith(OWN_FIELDS_PREFIX)}
-    return {**request.modelfile.parameters["llm_"], **body}
+    return {**request.modelfile.parameters["llm_"], **own_fields_out(request.body)}
+
+
+def own_fields_out(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if not name.startswith(OWN_FIELDS_PREFIX)}
 
 
 def conversation(request: Request) -> list[dict[str, Any]]:
@@ -190,16 +209,3 @@ def fill_in(asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
 def for_completions(defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the operator's `defaults` that the older completions API knows too, and by the same meaning."""
     return {name: value for name, value in defaults.items() if name not in CHAT_ONLY}
-
-
-def check_base_url(url: str) -> None:
-    """Raises UsageError for what is no base URL of an API."""
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        parts, sound = None, False
-    if parts is None or not sound:
-        raise UsageError(f"--base_url is {url!r}; it looks like {DEFAULT_BASE_URL}")
-    if parts.username is not None:
-        raise UsageError("--base_url holds a user name, which would take the place of the API key; leave it out")

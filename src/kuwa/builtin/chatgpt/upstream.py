@@ -1,32 +1,47 @@
-"""The provider's side of a request: one streamed call through the OpenAI SDK, its events handed on as they are.
+"""The provider's side of a request: one streamed call over pooled connections, its events handed on as they are.
 
 `ChatGPTExecutor` makes one `Upstream` when it starts and asks it for the events of each request. Leaving the
-iterator, however that comes about, closes the provider's connection, so that it stops generating.
+iterator, however that comes about, cuts the provider's connection, so that it stops generating.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, aclosing, suppress
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+import base64
+import struct
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, cast
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
-from kuwa.builtin.chatgpt import failures
-from kuwa.builtin.chatgpt.failures import Origin
-from kuwa.wire.errors import BadUpstream, UpstreamLost, UpstreamTimeout
-from kuwa.wire.sse import DONE, EventTooLong, SseReader
+from kuwa import __version__
+from kuwa.executor.provider import failures
+from kuwa.executor.provider.connections import Connections
+from kuwa.executor.provider.failures import Origin
+from kuwa.executor.request import Embeddings
+from kuwa.http.client import StreamedResponse
+from kuwa.http.framing import HeaderPair
+from kuwa.wire.errors import BadUpstream, KuwaError, NoReplica, UpstreamLost
+from kuwa.wire.sse import DONE, EventTooLong, SseReader, plain_events
 
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+Fields = dict[str, Any]
 
-Route = Literal["chat", "completion"]
+ROUTES = {"chat": "chat/completions", "completion": "completions", "embedding": "embeddings"}
 
-CONNECT_TIMEOUT_S = 10.0
-# Between two reads: a provider that thinks for long sends nothing meanwhile. The kernel has tighter deadlines.
-IDLE_TIMEOUT_S = 600.0
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_REFUSAL_BYTES = 64 * 1024
 READ_OUT_S = 0.25
+# How ordinary events say that their choice goes on. Inside a text the quotes would be escaped.
+_GOES_ON = (b'"finish_reason":null', b'"finish_reason": null')
+_ERROR = b'"error"'
+
+_HEADERS: tuple[HeaderPair, ...] = (
+    (b"content-type", b"application/json"),
+    (b"accept", b"text/event-stream, application/json"),
+    (b"user-agent", b"kuwa/" + __version__.encode()),
+)
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -41,12 +56,7 @@ class _Event(msgspec.Struct):
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
-
-
-class _Response(Protocol):
-    @property
-    def headers(self) -> Any: ...
-    def iter_bytes(self) -> AsyncIterator[bytes]: ...
+_encode = msgspec.json.Encoder().encode
 
 
 class EventStream:
@@ -57,25 +67,42 @@ class EventStream:
         self._reader = SseReader()
         self._finished = False
         self.done = False
+        self.broken: KuwaError | None = None
 
-    def feed(self, piece: bytes) -> Iterator[bytes]:
+    def feed(self, piece: bytes) -> list[bytes]:
         """The data of the events that `piece` completes, up to `[DONE]`.
 
-        Raises BadUpstream for what is no chunk of an answer and for an error that the provider sent as an event.
+        What is no chunk of an answer, and an error that the provider sent as an event, becomes `broken` and ends the
+        list: what came before it is still the client's.
         """
-        try:
-            for event in self._reader.feed(piece):
-                self.done = self.done or event.data == DONE
-                if not self.done:
-                    self._finished = self._finishes(event.data) or self._finished
-                    yield event.data
-        except EventTooLong as error:
-            raise BadUpstream(f"{self._origin.base_url} sent no answer that can be read: {error}.") from error
+        datas = self._datas(piece)
+        for index, data in enumerate(datas):
+            if _ERROR not in data and (_GOES_ON[0] in data or _GOES_ON[1] in data):
+                continue
+            if data == DONE:
+                self.done = True
+                return datas[:index]
+            try:
+                self._finished = self._finishes(data) or self._finished
+            except KuwaError as error:
+                self.broken = error
+                return datas[:index]
+        return datas
 
     def end(self) -> None:
         """The body has ended. Without `[DONE]` that is an answer only if a choice has said that it finished."""
         if not (self.done or self._finished):
             raise UpstreamLost(f"{self._origin.base_url} ended its answer in the middle.")
+
+    def _datas(self, piece: bytes) -> list[bytes]:
+        if not self._reader.unfinished and (plain := plain_events(piece)) is not None:
+            return plain
+        datas: list[bytes] = []
+        try:
+            datas += (event.data for event in self._reader.feed(piece))
+        except EventTooLong as error:
+            self.broken = BadUpstream(f"{self._origin.base_url} sent no answer that can be read: {error}.")
+        return datas
 
     def _finishes(self, data: bytes) -> bool:
         try:
@@ -92,78 +119,125 @@ class EventStream:
 class Upstream:
     """A connection pool to one provider. Made and used on the server's event loop."""
 
-    def __init__(self, base_url: str) -> None:
-        import openai
+    def __init__(self, base_url: str, timeout_s: float) -> None:
+        self._urls = {kind: _join(base_url, route) for kind, route in ROUTES.items()}
+        self._connections = Connections(timeout_s)
 
-        self._client: AsyncOpenAI = openai.AsyncOpenAI(
-            base_url=base_url,
-            # Each request names its key; the SDK refuses to exist without one and must not look for it itself.
-            api_key="unset",
-            timeout=openai.Timeout(IDLE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            # Retries belong to the kernel, which knows other replicas and how long the client will wait; here
-            # they would hide a Retry-After from it.
-            max_retries=0,
-        )
+    def close(self) -> None:
+        self._connections.close()
 
-    async def close(self) -> None:
-        await self._client.close()
+    async def events(self, kind: str, body: Fields, origin: Origin) -> AsyncGenerator[list[bytes]]:
+        """The data of the events of the streamed answer to `body`, read by read, without the closing `[DONE]`.
 
-    async def events(self, route: Route, body: dict[str, Any], origin: Origin) -> AsyncGenerator[bytes, None]:
-        """The data of each event of the streamed answer to `body`, without the closing `[DONE]`.
-
-        Raises the KuwaError that the failure is for the client: before the first event for a refusal, after it
-        where the provider breaks off.
+        A server that answers in one piece although it was asked to stream has its answer made into events. Raises
+        the KuwaError that a failure is for the client: before the first event for a refusal, after it where the
+        provider breaks off.
         """
-        import httpx2
-        import openai
+        async with self._call(kind, body, origin) as response:
+            content_type = response.headers.get(b"content-type", b"").decode("latin-1").lower()
+            if content_type.startswith("application/json"):
+                yield as_events(await response.read(MAX_ANSWER_BYTES), origin)
+                return
+            if not content_type.startswith("text/event-stream"):
+                raise failures.not_a_stream(content_type, origin)
+            stream = EventStream(origin)
+            async for piece in response:
+                if datas := stream.feed(piece):
+                    yield datas
+                if stream.broken is not None:
+                    raise stream.broken
+                if stream.done:
+                    await _read_out(response)
+                    return
+            stream.end()
 
+    async def embeddings(self, body: Fields, origin: Origin) -> Embeddings:
+        """The vectors for `body`. Raises as `events` does."""
+        async with self._call("embedding", body, origin) as response:
+            return embeddings(await response.read(MAX_ANSWER_BYTES), origin)
+
+    @asynccontextmanager
+    async def _call(self, kind: str, body: Fields, origin: Origin) -> AsyncGenerator[StreamedResponse]:
+        headers = [*_HEADERS, (b"authorization", b"Bearer " + origin.key.encode("latin-1"))]
         try:
-            async with self._call(route, body, origin) as response:
-                content_type: str = response.headers.get("content-type", "")
-                if not content_type.startswith("text/event-stream"):
-                    raise failures.not_a_stream(content_type, origin)
-                stream = EventStream(origin)
-                async with aclosing(cast("AsyncGenerator[bytes, None]", response.iter_bytes())) as pieces:
-                    async for piece in pieces:
-                        for data in stream.feed(piece):
-                            yield data
-                        if stream.done:
-                            await _read_out(pieces)
-                            return
-                stream.end()
-        except openai.APIStatusError as error:
-            raise failures.refusal(error.status_code, error.response.headers, _body(error), origin) from None
-        except (openai.APITimeoutError, httpx2.TimeoutException) as error:
-            raise UpstreamTimeout(f"{origin.base_url} did not answer in time; is it overloaded?") from error
-        except openai.APIConnectionError as error:
-            raise failures.unreachable(str(error.__cause__ or error), origin) from error
-        except httpx2.HTTPError as error:
-            raise UpstreamLost(f"{origin.base_url} broke the connection off ({type(error).__name__}).") from error
-
-    def _call(self, route: Route, body: dict[str, Any], origin: Origin) -> AbstractAsyncContextManager[_Response, None]:
-        headers = {"Authorization": f"Bearer {origin.key}"}
-        # The body goes as `extra_body` because the SDK passes that on untouched, fields it does not know included;
-        # the arguments its signature insists on are overwritten by it.
-        if route == "completion":
-            return self._client.completions.with_streaming_response.create(
-                model=origin.model, prompt="", stream=True, extra_body=body, extra_headers=headers
-            )
-        return self._client.chat.completions.with_streaming_response.create(
-            model=origin.model, messages=[], stream=True, extra_body=body, extra_headers=headers
-        )
+            async with self._connections.request("POST", self._urls[kind], headers, _encode(body)) as response:
+                if response.status != 200:
+                    said = _said(await response.read(MAX_REFUSAL_BYTES))
+                    raise failures.refusal(response.status, _texts(response.headers), said, origin)
+                yield response
+        except NoReplica as error:
+            raise failures.unreachable(error.message, origin) from error
 
 
-async def _read_out(pieces: AsyncGenerator[bytes, None]) -> None:
+async def _read_out(response: StreamedResponse) -> None:
     """Read the end of the body behind `[DONE]`, since a connection is only used again when its body was read."""
-    with suppress(TimeoutError):
+    try:
         async with asyncio.timeout(READ_OUT_S):
-            async for _ in pieces:
+            async for _ in response:
                 pass
+    except (TimeoutError, BadUpstream):
+        return
 
 
-def _body(error: Any) -> object:
+def as_events(answer: bytes, origin: Origin) -> list[bytes]:
+    """A whole answer as the events of a stream: one for each choice, and one for the usage. Raises BadUpstream."""
+    try:
+        whole = msgspec.json.decode(answer, type=Fields)
+        choices = [dict(choice) for choice in cast("list[Fields]", whole.pop("choices", []))]
+        if whole.get("error"):
+            raise failures.broken_event(whole["error"], origin)
+        if not choices:
+            raise ValueError("it holds no choices")
+        top = {name: value for name, value in whole.items() if name != "usage"}
+        for choice in choices:
+            if "message" in choice:
+                choice["delta"] = _delta(choice.pop("message"))
+        events = [_encode({**top, "choices": [choice]}) for choice in choices]
+        return [*events, _encode({**top, "choices": [], "usage": whole["usage"]})] if whole.get("usage") else events
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError, ValueError) as error:
+        raise BadUpstream(f"{origin.base_url} sent an answer that cannot be read: {error}.") from error
+
+
+def _delta(message: Mapping[str, Any]) -> Fields:
+    """A message as the one delta that makes it. Calls of tools are numbered in streams only."""
+    delta = {name: value for name, value in message.items() if value is not None}
+    if calls := cast("list[Fields]", delta.get("tool_calls")):
+        delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
+    return delta
+
+
+def embeddings(answer: bytes, origin: Origin) -> Embeddings:
+    """The vectors of an answer, in the order of their inputs. Raises BadUpstream."""
+    try:
+        whole = msgspec.json.decode(answer, type=Fields)
+        entries = sorted(cast("list[Fields]", whole["data"]), key=lambda entry: int(entry.get("index") or 0))
+        vectors = [_vector(entry["embedding"]) for entry in entries]
+        usage = cast("Fields", whole.get("usage") or {})
+        return Embeddings(vectors, int(usage.get("prompt_tokens") or 0))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError, KeyError, ValueError, struct.error) as error:
+        raise BadUpstream(f"{origin.base_url} sent embeddings that cannot be read: {error}.") from error
+
+
+def _vector(value: Any) -> list[float]:
+    if isinstance(value, str):
+        packed = base64.b64decode(value, validate=True)
+        return list(struct.unpack(f"<{len(packed) // 4}f", packed))
+    return [float(number) for number in value]
+
+
+def _said(refusal: bytes) -> object:
     """The refusal's body: its JSON, else its text."""
     try:
-        return msgspec.json.decode(error.response.content)
+        return msgspec.json.decode(refusal)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return error.response.text
+        return refusal.decode("utf-8", "replace")
+
+
+def _texts(headers: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()}
+
+
+def _join(base_url: str, route: str) -> str:
+    """The route's URL. A query of the base URL (`?api-version=…`) stays at the end."""
+    parts = urlsplit(base_url)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{route}", fragment=""))

@@ -8,16 +8,14 @@ from typing import Any
 import pytest
 
 from kuwa.builtin.chatgpt import ChatGPTExecutor
-from kuwa.builtin.chatgpt.executor import Keys, asked_for, check_base_url, fill_in
+from kuwa.builtin.chatgpt.executor import asked_for, fill_in, pair
 from kuwa.executor import Request
 from kuwa.executor.arguments import UsageError
 from kuwa.executor.invocation import Invocation, invoked
 from kuwa.executor.modelfile import Modelfile, ParameterDict
-from kuwa.wire.errors import ContextLengthExceeded, InvalidApiKey, MissingApiKey
 
 
 def executor(*arguments: str, **environment: str) -> ChatGPTExecutor:
-    pytest.importorskip("openai")
     with invoked(Invocation("kuwa-executor chatgpt", arguments, environment, "chatgpt")):
         made = ChatGPTExecutor()
     made.setup()
@@ -132,78 +130,12 @@ def test_a_request_of_the_old_wire_has_no_body_and_is_a_chat_all_the_same() -> N
     assert executor().provider_body(asked)["messages"] == [USER]
 
 
-LONG = [
-    {"role": "user", "content": "old " * 500},
-    {"role": "assistant", "content": "older " * 500},
-    {"role": "user", "content": "new"},
-]
-
-
-def test_old_turns_are_cut_to_the_context_window_where_the_request_allows_it() -> None:
-    asked = request(*LONG, trim_history=True)
-    body = executor("--context_window", "600").provider_body(asked)
-    assert body["messages"] == LONG[-1:]
-    assert asked.trimmed_messages == 2
-
-
-def test_old_turns_stay_where_the_request_does_not_allow_cutting_them() -> None:
-    asked = request(*LONG)
-    assert executor("--context_window", "600").provider_body(asked)["messages"] == LONG
-    assert asked.trimmed_messages == 0
-
-
-def test_a_last_turn_that_cannot_fit_is_refused() -> None:
-    with pytest.raises(ContextLengthExceeded):
-        executor("--context_window", "60").provider_body(request(LONG[0], trim_history=True))
-
-
 def test_a_plain_completion_keeps_its_prompt_and_gets_no_chat_options() -> None:
     made = executor("--temperature", "0.5", "--logprobs", "true", "--max_completion_tokens", "9")
     asked = Request(id="r", access_code="c", kind="completion", body={"model": "c", "prompt": "once", "echo": True})
     body = made.provider_body(asked)
     assert (body["prompt"], body["echo"], body["temperature"]) == ("once", True, 0.5)
     assert not {"messages", "logprobs", "max_completion_tokens"} & set(body)
-
-
-def test_a_key_comes_from_the_request_then_the_option_then_the_environment() -> None:
-    both = executor("--api_key", "sk-option", OPENAI_API_KEY="sk-environment").keys
-    assert both.choose("sk-own") == ("sk-own", "the request")
-    assert both.choose("") == ("sk-option", "--api_key")
-    assert executor(OPENAI_API_KEY="sk-environment").keys.choose("") == ("sk-environment", "OPENAI_API_KEY")
-
-
-def test_a_requests_key_is_not_used_where_the_operator_forbids_it() -> None:
-    assert executor("--api_key", "sk-option", "--no_override_api_key").keys.choose("sk-own")[0] == "sk-option"
-
-
-def test_without_any_key_the_answer_names_the_ways_to_give_one() -> None:
-    with pytest.raises(MissingApiKey) as raised:
-        executor().keys.choose("")
-    assert raised.value.status == 401
-    for way in ("X-Kuwa-Provider-Key", "openai_token", "--api_key", "OPENAI_API_KEY"):
-        assert way in raised.value.message
-    with pytest.raises(MissingApiKey) as raised:
-        Keys(option="", environment="", requests_may_bring=False).choose("sk-own")
-    assert "X-Kuwa-Provider-Key" not in raised.value.message
-
-
-@pytest.mark.parametrize("key", ["sk-ä", "sk-1\r\nX-Evil: 1", "two words", "\x00"])
-def test_a_requests_key_that_no_header_can_hold_is_refused_without_being_shown(key: str) -> None:
-    with pytest.raises(InvalidApiKey) as raised:
-        executor("--api_key", "sk-option").keys.choose(key)
-    assert key not in raised.value.message
-
-
-@pytest.mark.parametrize("url", ["", "localhost:8000/v1", "ftp://h/v1", "http://", "http://h:99999/v1", "http://[::1"])
-def test_a_base_url_that_is_none_is_refused_at_start(url: str) -> None:
-    with pytest.raises(UsageError, match="--base_url"):
-        check_base_url(url)
-
-
-def test_a_base_url_with_a_password_is_refused_without_showing_it() -> None:
-    with pytest.raises(UsageError, match="--base_url") as raised:
-        check_base_url("http://me:hunter2@h/v1")
-    assert "hunter2" not in str(raised.value)
 
 
 def test_a_context_window_of_nothing_is_refused_at_start() -> None:
@@ -214,6 +146,22 @@ def test_a_context_window_of_nothing_is_refused_at_start() -> None:
 def test_the_default_access_code_is_chatgpt_and_can_be_chosen() -> None:
     assert executor().access_codes == ("chatgpt",)
     assert executor("--access_code", "vllm").access_codes == ("vllm",)
+
+
+def test_several_models_are_served_pairwise_under_their_access_codes() -> None:
+    made = executor("--model", "gpt-a", "--access_code", "a", "--model", "gpt-b", "--access_code", "b")
+    bodies = [made.provider_body(Request(id="r", access_code=code, messages=[USER])) for code in ("a", "b")]
+    assert [body["model"] for body in bodies] == ["gpt-a", "gpt-b"]
+
+
+def test_one_model_may_have_several_access_codes() -> None:
+    assert pair(["a", "b"], ["m"]) == {"a": "m", "b": "m"}
+
+
+@pytest.mark.parametrize("codes", [["a"], ["a", "b", "c"]])
+def test_models_that_do_not_pair_with_their_access_codes_are_refused_at_start(codes: list[str]) -> None:
+    with pytest.raises(UsageError, match="--access_code"):
+        pair(codes, ["m", "n"])
 
 
 def test_the_context_window_is_announced() -> None:

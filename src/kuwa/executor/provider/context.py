@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from kuwa.executor.prompt import Message, trim_oldest
@@ -60,21 +60,30 @@ def _part_tokens(part: Any) -> int:
     return text_tokens(text) if isinstance(text, str) else TOKENS_PER_MEDIUM
 
 
-def trim(messages: Sequence[Message], window: int, body: Mapping[str, Any]) -> tuple[list[Message], int]:
+def prompt_tokens(messages: Sequence[Message]) -> int:
+    """What `messages` take, estimated from above."""
+    return sum(map(message_tokens, messages))
+
+
+def trim(
+    messages: Sequence[Message],
+    window: int,
+    body: Mapping[str, Any],
+    count: Callable[[Sequence[Message]], int] = prompt_tokens,
+) -> tuple[list[Message], int]:
     """`messages` without the oldest turns that do not fit into `window` tokens, and how many messages went.
 
-    `body` is the rest of the request: its tools take room, and its token limit is kept free for the answer.
-    Raises ContextLengthExceeded where not even the last turn fits.
+    `body` is the rest of the request: its tools take room, and its token limit is kept free for the answer. `count`
+    tells how many tokens some messages take. Raises ContextLengthExceeded where not even the last turn fits.
     """
     room = window - _answer_tokens(window, body)
     if tools := body.get("tools"):
         room -= text_tokens(json.dumps(tools, ensure_ascii=False))
-    costs = {id(message): message_tokens(message) for message in messages}
-    trimmed = trim_oldest(messages, lambda kept: sum(costs[id(message)] for message in kept) <= room)
+    trimmed = trim_oldest(messages, lambda kept: count(kept) <= room)
     if trimmed is None:
         raise ContextLengthExceeded(
-            f"The last message is too long: about {sum(costs.values())} tokens were sent, and of the context "
-            f"window of {window} tokens {max(room, 0)} are left for them (see --context_window).",
+            f"The last message is too long: about {count(messages)} tokens were sent, and of the context window of "
+            f"{window} tokens {max(room, 0)} are left for them (see --context_window).",
             param="messages",
         )
     return trimmed

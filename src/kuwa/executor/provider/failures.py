@@ -1,7 +1,7 @@
 """What a provider's refusals and breakdowns become for the client: one of `kuwa.wire.errors`, saying what to do.
 
-Pure: `upstream` hands in the facts of the failure (status, headers, body) and raises what comes back. The
-provider's own words are passed on, but never a key that they repeat.
+Pure: the executor's `upstream` hands in the facts of the failure (status, headers, body) and raises what comes
+back. The provider's own words are passed on, but never a key that they repeat. OpenAI's and Google's errors are read.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from kuwa.wire.errors import (
     BadUpstream,
+    ContentFiltered,
     ContextLengthExceeded,
     InvalidApiKey,
     InvalidRequest,
@@ -34,6 +35,28 @@ MAX_RETRY_AFTER_S = 3600
 MIN_SECRET = 4
 # Providers show a refused key with its middle starred out; the ends of it are still nobody's business.
 _STARRED = re.compile(r"\S*\*{3,}\S*")
+# What servers without a code for it say: vLLM and others of OpenAI's dialect, llama-server, Gemini.
+_TOO_LONG = re.compile(
+    r"maximum context length|exceeds? the (available )?context|input token count.{0,40}exceeds the maximum|"
+    r"longer than the (model's )?(maximum )?context",
+    re.IGNORECASE,
+)
+_WINDOW = re.compile(
+    r"(?:context length (?:is|of)|context of|context size of|tokens allowed)[ (]{1,2}(?:only )?([0-9]{1,9})",
+    re.IGNORECASE,
+)
+# The most telling first: what was requested may hold the answer's room, too.
+_USED = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"([0-9]{1,9}) (?:tokens )?in the (?:messages|prompt)",
+        r"resulted in ([0-9]{1,9})",
+        r"([0-9]{1,9}) input tokens",
+        r"token count \(([0-9]{1,9})\)",
+        r"requested ([0-9]{1,9})",
+    )
+)
+_FILTERED = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +67,11 @@ class Origin:
     model: str
     key: str = field(repr=False)
     key_source: str
+    wants_path: bool = True
 
     @property
     def url_hint(self) -> str:
-        if urlsplit(self.base_url).path.strip("/"):
+        if not self.wants_path or urlsplit(self.base_url).path.strip("/"):
             return ""
         return " --base_url names no path; most servers want it to end in /v1."
 
@@ -79,13 +103,31 @@ def refusal(
         case 413:
             return RequestTooLarge(answered)
         case 429:
-            return RateLimited(answered, retry_after_s=retry_after_s(headers.get("retry-after", ""), now))
+            wait = headers.get("retry-after") or _retry_delay(error)
+            return RateLimited(answered, retry_after_s=retry_after_s(wait, now))
+        case _ if 300 <= status < 400:
+            where = headers.get("location", "another place")
+            return BadUpstream(f"{answered} (It points to {where}; is that the right --base_url?)")
         case _ if 400 <= status < 500:
-            if error.get("code") == "context_length_exceeded":
-                return ContextLengthExceeded(said, param=param)
-            return InvalidRequest(said or answered, param=param)
+            return _refused_request(error, said, answered, param, origin)
         case _:
-            return BadUpstream(answered)
+            broken = BadUpstream(answered)
+            if wait := headers.get("retry-after"):
+                broken.retry_after_s = retry_after_s(wait, now)
+            return broken
+
+
+def _refused_request(
+    error: Mapping[str, Any], said: str, answered: str, param: str | None, origin: Origin
+) -> KuwaError:
+    codes = {error.get("code"), *(detail.get("reason") for detail in _details(error))}
+    if "API_KEY_INVALID" in codes:
+        return InvalidApiKey(f"{answered} (The key came from {origin.key_source}; is it right for this server?)")
+    if "context_length_exceeded" in codes or _TOO_LONG.search(said):
+        return ContextLengthExceeded(said + _llama_figures(error), param=param)
+    if codes & _FILTERED:
+        return ContentFiltered(said, param=param)
+    return InvalidRequest(said or answered, param=param)
 
 
 def broken_event(error: object, origin: Origin) -> KuwaError:
@@ -98,6 +140,18 @@ def not_a_stream(content_type: str, origin: Origin) -> KuwaError:
         f"{origin.base_url} answered with {content_type or 'no content type'} instead of an event stream; "
         f"is --base_url the base of an OpenAI-compatible API?{origin.url_hint}"
     )
+
+
+def not_an_answer(origin: Origin) -> KuwaError:
+    return BadUpstream(f"{origin.base_url} sent an answer that cannot be read; is --base_url right?{origin.url_hint}")
+
+
+def context_figures(message: str) -> tuple[int, int] | None:
+    """The context window and the tokens of the prompt, as a provider's refusal of a prompt that is too long names
+    them; None where it does not."""
+    window = _WINDOW.search(message)
+    used = next((found for pattern in _USED if (found := pattern.search(message))), None)
+    return (int(window.group(1)), int(used.group(1))) if window and used else None
 
 
 def unreachable(reason: str, origin: Origin) -> KuwaError:
@@ -128,6 +182,25 @@ def _error_object(body: object) -> Mapping[str, Any]:
     """`{"error": {…}}` is OpenAI's shape; some servers send the inner object alone."""
     outer = _mapping(body)
     return _mapping(outer.get("error")) or outer
+
+
+def _details(error: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Google's `details`: objects that say more than the status."""
+    details = error.get("details")
+    return [_mapping(detail) for detail in cast("list[object]", details)] if isinstance(details, list) else []
+
+
+def _llama_figures(error: Mapping[str, Any]) -> str:
+    """llama-server says in fields of their own what others say in words."""
+    if "n_prompt_tokens" not in error or "n_ctx" not in error:
+        return ""
+    return f" ({error['n_prompt_tokens']} tokens in the prompt, a context of {error['n_ctx']})"
+
+
+def _retry_delay(error: Mapping[str, Any]) -> str:
+    """Google's way to say Retry-After: `"retryDelay": "17s"`."""
+    delays = (detail.get("retryDelay") for detail in _details(error))
+    return next((delay.removesuffix("s") for delay in delays if isinstance(delay, str)), "")
 
 
 def _message(error: Mapping[str, Any], body: object) -> str:

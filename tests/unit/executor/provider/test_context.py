@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuwa.builtin.chatgpt.context import TOKENS_PER_MEDIUM, message_tokens, text_tokens, trim
+from kuwa.executor.provider.context import TOKENS_PER_MEDIUM, message_tokens, text_tokens, trim
 from kuwa.wire.errors import ContextLengthExceeded
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuwa.builtin.chatgpt.failures import (
+from kuwa.executor.provider.failures import (
     MAX_RETRY_AFTER_S,
     MAX_WORDS,
     Origin,
