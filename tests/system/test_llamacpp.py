@@ -370,9 +370,3 @@ async def test_a_model_that_llama_cpp_refuses_is_a_load_failure_with_its_reason(
     with pytest.raises(LoadFailed, match="unknown model architecture: 'zebra'"):
         async with _Running(tmp_path / "zebra.gguf"):
             pass
-
-
-def test_a_model_on_the_hub_is_not_built_yet_and_says_what_to_do(stage: Stage) -> None:
-    process = ended(stage, "--model_path", "hf://kuwa/model?file.gguf")
-    assert process.exit_code == 3, process.log
-    assert "hf download" in process.log

@@ -49,7 +49,7 @@ class Ready(msgspec.Struct, frozen=True):
 
 def main() -> int:
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=ChildConfig)
-    _die_with(config.parent)
+    die_with(config.parent)
     threading.Thread(target=_exit_at_end, args=(sys.stdin.fileno(),), daemon=True).start()
     # For llama.cpp's own code, which reads the C environment. Without a debugger's backtrace it dies at once, and
     # the last line of its log is the reason.
@@ -86,7 +86,7 @@ def _parameters(config: ChildConfig, parameters: Any) -> Any:
     return parameters
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Ask Linux to kill this process when its parent dies: even while a load holds the interpreter's lock."""
     if sys.platform != "linux":
         return

@@ -7,6 +7,7 @@ request, each on a slot of llama.cpp's continuous batching.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kuwa.builtin.llamacpp.sampling import PARAMETERS
-from kuwa.executor import LLMExecutor, NotBuiltYet, Request, SetupFailed
+from kuwa.executor import LLMExecutor, Request, SetupFailed
 from kuwa.executor.chunks import Chunk
 from kuwa.executor.options import add_options, collect
 from kuwa.executor.prompt import (
@@ -45,7 +46,7 @@ class LlamaCppExecutor(LLMExecutor):
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
         model = parser.add_argument_group("Model Options")
-        model.add_argument("--model_path", required=True, help="Path of the GGUF file")
+        model.add_argument("--model_path", required=True, help="Path of the GGUF file, or hf://REPO?FILE")
         model.add_argument("--visible_gpu", default=None, help="The GPUs to use, as in CUDA_VISIBLE_DEVICES")
         model.add_argument("--ngl", type=int, default=0, help="Layers to put on the GPU; -1: all of them")
         model.add_argument("--threads", type=int, default=None, help="CPU threads; None: physical cores less one")
@@ -72,12 +73,25 @@ class LlamaCppExecutor(LLMExecutor):
         add_options(parser, PARAMETERS)
 
     async def setup(self) -> None:
-        """Check the file, load the model, try its chat template. Raises SetupFailed, NotBuiltYet, UsageError."""
-        import asyncio
-
+        """Check the file, load the model, try its chat template. Raises SetupFailed, UsageError."""
         # On the loop, not in a thread: the child dies with the thread that started it.
+        self._path = await self._model_file()
         await asyncio.to_thread(self._prepare)
         await self._load()
+
+    async def _model_file(self) -> Path:
+        """Where the model lies; one on the hub is downloaded first, by a program of its own."""
+        given = self.args.model_path
+        if not given.startswith("hf://"):
+            return await asyncio.to_thread(Path(given).expanduser)
+        if find_spec("huggingface_hub") is None:
+            raise SetupFailed("a model on the hub needs huggingface_hub: pip install 'kuwa[llamacpp]'")
+        from kuwa.builtin.llamacpp.pull import pulled
+
+        outcome = await pulled(given)
+        if outcome.error:
+            raise SetupFailed(outcome.error)
+        return Path(outcome.path)
 
     def _prepare(self) -> None:
         """Everything that can be checked without loading the model."""
@@ -87,7 +101,6 @@ class LlamaCppExecutor(LLMExecutor):
         from kuwa.executor.config_file import read_config
 
         self._defaults = collect(self.args, PARAMETERS, read_config(self.args.generation_config))
-        self._path = _model_path(self.args.model_path)
         if find_spec("xllamacpp") is None:
             raise SetupFailed("llama.cpp is not installed here; install it with: pip install 'kuwa[llamacpp]'")
         try:
@@ -219,15 +232,6 @@ class LlamaCppExecutor(LLMExecutor):
             log.warning("the model brings no chat template, ChatML is used; see --override_chat_template")
         if self.args.visible_gpu is not None and config.gpu_layers == 0:
             log.warning("--visible_gpu was given, but no layer is put on a GPU; give --ngl -1 for all")
-
-
-def _model_path(given: str) -> Path:
-    if given.startswith("hf://"):
-        raise NotBuiltYet(
-            "--model_path hf://… (a download from the Hugging Face hub) is not in this version of Kuwa yet. "
-            "Download the file with `hf download <repo> <file>` and give its path."
-        )
-    return Path(given).expanduser()
 
 
 def _positive(option: str, value: int | None) -> int:

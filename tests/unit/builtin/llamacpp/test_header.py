@@ -125,7 +125,7 @@ def test_a_file_that_is_cut_says_so(model: bytes) -> None:
         (gguf(count=2**40), "tensors, which no model has"),
         (gguf(general__architecture=None), "architecture is None"),
         (gguf(general__architecture="../x"), "architecture is '../x'"),
-        (gguf(general__type="adapter"), "of type 'adapter'"),
+        (gguf(general__type="adapter"), "a LoRA adapter (see --lora), not a language model"),
         (gguf(llama__context_length=0), "context_length is 0"),
         (gguf(llama__context_length=None), "context_length is missing"),
         (gguf(llama__context_length="many"), "context_length is no number"),
