@@ -6,7 +6,7 @@ A subclass writes `llm_compute` and perhaps the rest. `run()` hands the object t
 from __future__ import annotations
 
 import argparse
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, ClassVar
 
 from kuwa.executor import invocation
@@ -76,6 +76,7 @@ class LLMExecutor:
         self.prog = started.prog
         self.default_name = started.name
         self.environment = started.environment
+        self.on_give_up: Callable[[str], None] = _ignore
         self._adopt_old_names()
 
     def _adopt_old_names(self) -> None:
@@ -107,6 +108,11 @@ class LLMExecutor:
     def healthy(self) -> str:
         """Why the executor cannot serve now; empty text while it can. Asked on every `/health`: must be quick."""
         return ""
+
+    def give_up(self, reason: str) -> None:
+        """To be called, on the server's event loop, when the executor can never serve again: the process leaves the
+        kernel and ends with exit code 4 and `reason`."""
+        self.on_give_up(reason)
 
     def llm_compute(self, *args: Any, **kwargs: Any) -> AsyncIterator[Chunk]:
         """Compute one answer. Write it as `async def llm_compute(self, request)` with `yield`.
@@ -149,6 +155,11 @@ class LLMExecutor:
         code = run(self)
         if code:
             raise SystemExit(code)
+
+
+def _ignore(reason: str) -> None:
+    """Nobody serves this executor."""
+    del reason
 
 
 def _from_command_line() -> invocation.Invocation:

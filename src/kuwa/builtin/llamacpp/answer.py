@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import msgspec
 
+from kuwa.builtin.llamacpp.calls import CallReader, Enforced
 from kuwa.builtin.llamacpp.engine import EngineError, engine_error
-from kuwa.executor.chunks import Chunk, Finish, FinishReason, Reasoning, Text, ToolCallDelta, Usage
+from kuwa.executor.chunks import Chunk, Finish, FinishReason, RawEvent, Reasoning, Text, ToolCallDelta, Usage
 from kuwa.wire.errors import BadUpstream
 
 
@@ -38,6 +39,7 @@ class Choice(msgspec.Struct, frozen=True):
     delta: Delta = Delta()
     text: str = ""
     finish_reason: FinishReason | None = None
+    logprobs: msgspec.Raw | None = None
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
@@ -50,20 +52,39 @@ class UsageCounts(msgspec.Struct, frozen=True):
     prompt_tokens_details: PromptDetails = PromptDetails()
 
 
+class Timings(msgspec.Struct, frozen=True):
+    cache_n: int = 0
+
+
 class Event(msgspec.Struct, frozen=True):
+    """An event in the OpenAI shape; of `/infill` in llama.cpp's own, from `content` on."""
+
     choices: list[Choice] = []
     usage: UsageCounts | None = None
     error: EngineError | None = None
+    content: str = ""
+    stop: bool = False
+    stop_type: str = ""
+    tokens_evaluated: int = 0
+    tokens_predicted: int = 0
+    timings: Timings = Timings()
 
 
 _decode = msgspec.json.Decoder(Event).decode
 
 
 class Answer:
-    """Turns the data of one event after the other into chunks."""
+    """Turns the data of one event after the other into chunks.
 
-    def __init__(self) -> None:
+    `calls` enforced, the text of each choice is read as tool calls. Only the first call of a choice is passed on
+    where the client wants no parallel ones.
+    """
+
+    def __init__(self, calls: Enforced | None = None, *, parallel_calls: bool = True) -> None:
         self._generated = 0
+        self._calls = calls
+        self._parallel = parallel_calls
+        self._readers: dict[int, CallReader] = {}
 
     def chunks(self, data: bytes) -> Iterator[Chunk]:
         """The chunks of one event. Raises what llama.cpp reports as an error, and BadUpstream for no event."""
@@ -74,7 +95,15 @@ class Answer:
         if event.error is not None:
             raise engine_error(500, event.error)
         for choice in event.choices:
-            yield from _of_choice(choice)
+            if choice.logprobs is not None and self._calls is None:
+                yield RawEvent(data)  # nothing of ours could carry them
+                return
+            yield from self._of_choice(choice)
+        if event.content:
+            yield Text(event.content)
+        if event.stop:
+            yield Finish("length" if event.stop_type == "limit" else "stop")
+            yield Usage(event.tokens_evaluated, event.tokens_predicted, event.timings.cache_n)
         if event.usage is not None:
             self._generated += event.usage.completion_tokens
             yield Usage(
@@ -83,16 +112,27 @@ class Answer:
                 cached_tokens=event.usage.prompt_tokens_details.cached_tokens,
             )
 
+    def _of_choice(self, choice: Choice) -> Iterator[Chunk]:
+        delta, index = choice.delta, choice.index
+        if delta.reasoning_content:
+            yield Reasoning(delta.reasoning_content, index)
+        text = delta.content or choice.text
+        if text and self._calls is None:
+            yield Text(text, index)
+        elif text:
+            yield from self._enforced(text, index)
+        for call in delta.tool_calls or ():
+            if call.index == 0 or self._parallel:
+                function = call.function
+                yield ToolCallDelta(call.index, call.id or "", function.name or "", function.arguments or "", index)
+        if choice.finish_reason is not None:
+            ended_well = self._calls is not None and choice.finish_reason == "stop"
+            yield Finish("tool_calls" if ended_well else choice.finish_reason, index)
 
-def _of_choice(choice: Choice) -> Iterator[Chunk]:
-    delta = choice.delta
-    if delta.reasoning_content:
-        yield Reasoning(delta.reasoning_content, choice.index)
-    text = delta.content or choice.text
-    if text:
-        yield Text(text, choice.index)
-    for call in delta.tool_calls or ():
-        function = call.function
-        yield ToolCallDelta(call.index, call.id or "", function.name or "", function.arguments or "", choice.index)
-    if choice.finish_reason is not None:
-        yield Finish(choice.finish_reason, choice.index)
+    def _enforced(self, text: str, choice: int) -> Iterator[Chunk]:
+        assert self._calls is not None  # noqa: S101 - the caller has looked
+        reader = self._readers.get(choice)
+        if reader is None:
+            reader = self._readers[choice] = CallReader(self._calls.name)
+        for piece in reader.feed(text):
+            yield ToolCallDelta(piece.index, name=piece.name, arguments=piece.arguments, choice=choice)

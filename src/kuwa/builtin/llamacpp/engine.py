@@ -17,7 +17,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -42,10 +42,14 @@ log = logging.getLogger(__name__)
 
 TAIL_LINES = 30
 MAX_LINE_BYTES = 4096
-FIRST_BACKOFF_S = 0.5
+FIRST_BACKOFF_S = 0.1
 LAST_BACKOFF_S = 30.0
+MOST_FRUITLESS_STARTS = 8
+"""So many starts in a row that ended before any answer, and the engine is given up (after about half a minute)."""
 CALL_TIMEOUT_S = 60.0
 """For calls that need no model: rendering a template, tokenizing."""
+ENDS_WITHOUT_DONE = ("/infill",)
+"""Of llama.cpp's own routes the stream simply ends; a child that dies breaks its framing, which is an error."""
 NOTICE_EVERY_S = 10.0
 
 
@@ -80,6 +84,7 @@ class Child:
         self._process = process
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.answered = False
         self.authorization = (b"authorization", f"Bearer {api_key}".encode())
         self.url = ""
         self._readers = [
@@ -165,6 +170,8 @@ class Engine:
         self._child: Child | None = None
         self._trouble = "The engine has not been started."
         self._keeper: asyncio.Task[None] | None = None
+        self.gave_up: Callable[[str], None] = _nobody_cares
+        """Called with the reason when the engine dies again and again; it is not started any more then."""
 
     @property
     def trouble(self) -> str:
@@ -210,9 +217,17 @@ class Engine:
             async for piece in response:
                 for event in reader.feed(piece):
                     if event.data == sse.DONE:
+                        self._has_answered()
                         return
                     yield event.data
+        if path in ENDS_WITHOUT_DONE:
+            self._has_answered()
+            return
         raise EngineLost("The llama.cpp engine ended its answer without an end.")
+
+    def _has_answered(self) -> None:
+        if self._child is not None:
+            self._child.answered = True
 
     async def _whole(self, method: str, path: str, payload: dict[str, Any] | None) -> Any:
         try:
@@ -258,26 +273,40 @@ class Engine:
             log.info("still loading %s (%.0f s)", self._config.model_path, seconds)
 
     async def _keep(self, child: Child) -> None:
-        """Wait for the child to die, and load the model again; longer and longer pauses while that fails."""
-        while True:
-            how = await child.ended()
-            self._trouble = f"The llama.cpp engine died ({how}); it is being started again."
-            log.error("the llama.cpp engine died: %s; the end of its log: %s", how, child.last_words())
-            child = await self._load_again()
+        """Wait for the child to die and start it again, with longer and longer pauses while it answers nothing.
 
-    async def _load_again(self) -> Child:
-        pause = FIRST_BACKOFF_S
+        A child that died before it answered anybody counts like one that could not load the model.
+        """
+        fruitless = 0
         while True:
-            await asyncio.sleep(pause)
-            try:
-                child = await self._load()
-            except (LoadFailed, OSError) as error:
-                pause = min(2 * pause, LAST_BACKOFF_S)
-                self._trouble = f"The llama.cpp engine died and could not be started again ({error})."
-                log.error("the llama.cpp engine could not be started again: %s; next try in %.1f s", error, pause)
-            else:
-                log.info("the llama.cpp engine is back (pid %d)", child.pid)
-                return child
+            fault = await self._end_of(child)
+            fruitless = 0 if child.answered else fruitless + 1
+            while True:
+                if fruitless >= MOST_FRUITLESS_STARTS:
+                    self._trouble = f"The llama.cpp engine was given up after {fruitless} starts in a row: {fault}"
+                    self.gave_up(self._trouble)
+                    return
+                self._trouble = f"The llama.cpp engine died and is being started again: {fault}"
+                pause = min(FIRST_BACKOFF_S * 2 ** max(0, fruitless - 1), LAST_BACKOFF_S)
+                log.error("%s (in %.1f s)", self._trouble, pause)
+                await asyncio.sleep(pause)
+                try:
+                    child = await self._load()
+                except (LoadFailed, OSError) as error:
+                    fruitless += 1
+                    fault = str(error)
+                else:
+                    log.info("the llama.cpp engine is back (pid %d)", child.pid)
+                    break
+
+    async def _end_of(self, child: Child) -> str:
+        """Wait until the child has died; how it did and its last words."""
+        how = await child.ended()
+        return f"{how}; its log ends with: {child.last_words()}"
+
+
+def _nobody_cares(reason: str) -> None:
+    del reason
 
 
 def refusal(status: int, body: bytes) -> KuwaError:

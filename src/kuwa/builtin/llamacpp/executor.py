@@ -7,14 +7,13 @@ request, each on a slot of llama.cpp's continuous batching.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kuwa.builtin.llamacpp.sampling import PARAMETERS
 from kuwa.executor import LLMExecutor, Request, SetupFailed
@@ -24,9 +23,13 @@ from kuwa.executor.prompt import (
     Message,
     UnknownTemplate,
     resolve_template,
+    text_of,
     with_system_prompt,
 )
 from kuwa.wire.errors import KuwaError, Unsupported
+
+if TYPE_CHECKING:
+    from kuwa.builtin.llamacpp.calls import Enforced
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ class LlamaCppExecutor(LLMExecutor):
     LLM_name = "gguf"
     description = "[On-premises model] Run the GGUF model locally."
     concurrency = 4
-    capabilities = ("tools", "response_format", "n")
+    capabilities = ("tools", "response_format", "logprobs", "n", "suffix")
     handles_stop = True
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -74,16 +77,19 @@ class LlamaCppExecutor(LLMExecutor):
 
     async def setup(self) -> None:
         """Check the file, load the model, try its chat template. Raises SetupFailed, UsageError."""
+        import asyncio
+
         # On the loop, not in a thread: the child dies with the thread that started it.
         self._path = await self._model_file()
         await asyncio.to_thread(self._prepare)
+        self._engine.gave_up = self.give_up
         await self._load()
 
     async def _model_file(self) -> Path:
         """Where the model lies; one on the hub is downloaded first, by a program of its own."""
         given = self.args.model_path
         if not given.startswith("hf://"):
-            return await asyncio.to_thread(Path(given).expanduser)
+            return Path(given)
         if find_spec("huggingface_hub") is None:
             raise SetupFailed("a model on the hub needs huggingface_hub: pip install 'kuwa[llamacpp]'")
         from kuwa.builtin.llamacpp.pull import pulled
@@ -104,6 +110,7 @@ class LlamaCppExecutor(LLMExecutor):
         if find_spec("xllamacpp") is None:
             raise SetupFailed("llama.cpp is not installed here; install it with: pip install 'kuwa[llamacpp]'")
         try:
+            self._path = self._path.expanduser()
             self._header = read_header(self._path)
             template = self._template()
         except (BadModelFile, UnknownTemplate) as error:
@@ -145,17 +152,20 @@ class LlamaCppExecutor(LLMExecutor):
 
     async def llm_compute(self, request: Request) -> AsyncIterator[Chunk]:
         from kuwa.builtin.llamacpp.answer import Answer
+        from kuwa.builtin.llamacpp.calls import enforced
 
-        answer = Answer()
-        path, payload = await self._question(request)
+        parallel = request.body.get("parallel_tool_calls")
+        calls = enforced(request.tools, request.tool_choice, parallel=bool(parallel))
+        answer = Answer(calls, parallel_calls=parallel is not False)
+        path, payload = await self._question(request, calls)
         async with aclosing(self._engine.events(path, payload)) as events:
             async for data in events:
                 for chunk in answer.chunks(data):
                     yield chunk
 
-    async def _question(self, request: Request) -> tuple[str, dict[str, Any]]:
+    async def _question(self, request: Request, calls: Enforced | None) -> tuple[str, dict[str, Any]]:
         """The route of llama.cpp's server that answers `request`, and what to send there."""
-        from kuwa.builtin.llamacpp.payload import chat_payload, completion_payload
+        from kuwa.builtin.llamacpp.payload import chat_payload, completion_payload, infill_payload
 
         if request.modelfile.template:
             raise Unsupported(
@@ -163,9 +173,12 @@ class LlamaCppExecutor(LLMExecutor):
                 "--override_chat_template instead of giving a template in the Modelfile.",
                 param="modelfile",
             )
-        if request.kind == "completion":
-            return "/v1/completions", completion_payload(request, self._defaults)
-        return "/v1/chat/completions", chat_payload(request, self._defaults, await self._fitting(request))
+        if request.kind == "chat":
+            messages = await self._fitting(request)
+            return "/v1/chat/completions", chat_payload(request, self._defaults, messages, calls)
+        if request.body.get("suffix"):
+            return "/infill", infill_payload(request, self._defaults)
+        return "/v1/completions", completion_payload(request, self._defaults, text_of(request.messages[0]))
 
     async def _fitting(self, request: Request) -> list[Message]:
         """The request's messages with the executor's system prompt, trimmed or refused where they are too long."""

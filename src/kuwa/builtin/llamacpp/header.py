@@ -32,6 +32,9 @@ MAX_BLOCKS = 512
 """llama.cpp ends its process beyond this many."""
 MAX_CONTEXT = 2**31 - 1
 
+MAX_FAULT = 500
+"""Characters."""
+
 KEPT_STRING_BYTES = 1024 * 1024
 
 Value = int | float | bool | str
@@ -174,7 +177,12 @@ def _check_siblings(path: Path) -> None:
 
 
 class _Fault(Exception):
-    """What is wrong with the bytes, without the file's name."""
+    """What is wrong with the bytes, without the file's name. Short, though garbage may hold long names."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(
+            fault if len(fault) <= MAX_FAULT else f"{fault[: MAX_FAULT // 2]} … {fault[-MAX_FAULT // 2 :]}"
+        )
 
 
 class _Reader:

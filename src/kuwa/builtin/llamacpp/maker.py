@@ -41,7 +41,12 @@ TEMPLATE = (
     "</tool_call>{% endfor %}{% else %}{{ message.content }}{% endif %}<|im_end|>\n{% endfor -%}"
     "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif -%}"
 )
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+SPECIAL = (
+    *("<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
+    *("<|im_start|>", "<|im_end|>"),
+)
+"""The first begins and pads, the last ends."""
+
 MERGES = 256
 CONFIDENCE = 12.0
 """Scale of a scripted model's logits: the next piece leads by tens of nats, so no sampler chooses another."""

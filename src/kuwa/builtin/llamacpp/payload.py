@@ -8,27 +8,50 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kuwa.builtin.llamacpp.calls import Enforced
 from kuwa.builtin.llamacpp.sampling import PARAMETERS
 from kuwa.executor.options import merge
 from kuwa.executor.prompt import Message, text_of
 from kuwa.executor.request import Request
-from kuwa.wire.errors import InvalidRequest
 
-PASSED_ON = ("n", "parallel_tool_calls", "chat_template_kwargs")
+PASSED_ON = (
+    *("n", "logprobs", "top_logprobs", "parallel_tool_calls", "chat_template_kwargs"),
+    *("reasoning_format", "add_generation_prompt", "continue_final_message"),
+)
 """Fields that are no generation options and mean the same to llama.cpp."""
 
 
-def chat_payload(request: Request, defaults: Mapping[str, Any], messages: list[Message]) -> dict[str, Any]:
+def chat_payload(
+    request: Request, defaults: Mapping[str, Any], messages: list[Message], calls: Enforced | None
+) -> dict[str, Any]:
     """The body for `/v1/chat/completions`. `defaults` are the options set when the executor was started."""
-    payload = {**_common(request, defaults), "messages": messages, **_tools(request)}
-    if request.response_format is not None:
+    payload = {**_common(request, defaults), "messages": messages}
+    if request.tools:
+        payload["tools"] = request.tools
+    if calls is not None:
+        # "none" as llama.cpp means it: the model sees the tools, and nothing is read as a call.
+        payload.update(tool_choice="none", response_format=_json_schema(calls.schema))
+    elif request.response_format is not None:
         payload["response_format"] = request.response_format
     return payload
 
 
-def completion_payload(request: Request, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def completion_payload(request: Request, defaults: Mapping[str, Any], prompt: str) -> dict[str, Any]:
     """The body for `/v1/completions`: the prompt as it stands, without a chat template."""
-    return {**_common(request, defaults), "prompt": text_of(request.messages[0])}
+    return {**_common(request, defaults), "prompt": prompt}
+
+
+def infill_payload(request: Request, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The body for `/infill`: what stands before and behind the gap that the model is to fill."""
+    payload = _common(request, defaults)
+    payload.update(input_prefix=text_of(request.messages[0]), input_suffix=request.body["suffix"])
+    if "max_tokens" in payload:
+        payload["n_predict"] = payload.pop("max_tokens")
+    return payload
+
+
+def _json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
 
 
 def _common(request: Request, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,17 +60,3 @@ def _common(request: Request, defaults: Mapping[str, Any]) -> dict[str, Any]:
     payload.update((name, request.body[name]) for name in PASSED_ON if request.body.get(name) is not None)
     payload.update(stream=True, stream_options={"include_usage": True})
     return payload
-
-
-def _tools(request: Request) -> dict[str, Any]:
-    """The tool fields. A named function is sent as the only one there is: llama.cpp does not look at the name."""
-    choice = request.tool_choice
-    if not request.tools:
-        return {}
-    if isinstance(choice, dict):
-        name = choice.get("function", {}).get("name")
-        tools = [tool for tool in request.tools if tool.get("function", {}).get("name") == name]
-        if not tools:
-            raise InvalidRequest(f"tool_choice names {name!r}, which is none of the tools.", param="tool_choice")
-        return {"tools": tools, "tool_choice": "required"}
-    return {"tools": request.tools, **({} if choice is None else {"tool_choice": choice})}
