@@ -50,6 +50,7 @@ CALL_TIMEOUT_S = 60.0
 """For calls that need no model: rendering a template, tokenizing."""
 ENDS_WITHOUT_DONE = ("/infill",)
 """Of llama.cpp's own routes the stream simply ends; a child that dies breaks its framing, which is an error."""
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
 NOTICE_EVERY_S = 10.0
 
 
@@ -87,6 +88,7 @@ class Child:
         self.answered = False
         self.authorization = (b"authorization", f"Bearer {api_key}".encode())
         self.url = ""
+        self.system = ""
         self._readers = [
             asyncio.create_task(self._read_stdout()),
             asyncio.create_task(self._read_stderr()),
@@ -122,7 +124,8 @@ class Child:
             await asyncio.wait((self._ready, ended), return_when=asyncio.FIRST_COMPLETED)
             if not self._ready.done():
                 raise LoadFailed(f"{self.load_fault()} ({ended.result()})")
-            self.url = self._ready.result().url
+            ready = self._ready.result()
+            self.url, self.system = ready.url, ready.system
         finally:
             ended.cancel()
 
@@ -179,6 +182,11 @@ class Engine:
         return self._trouble
 
     @property
+    def system(self) -> str:
+        """llama.cpp's own line about its build; empty where it says nothing."""
+        return self._child.system if self._child is not None else ""
+
+    @property
     def pid(self) -> int | None:
         """The process id of the child, for people and tests."""
         return self._child.pid if self._child is not None else None
@@ -198,13 +206,13 @@ class Engine:
         if self._child is not None:
             await self._child.kill()
 
-    async def call(self, path: str, payload: dict[str, Any]) -> Any:
+    async def call(self, path: str, payload: dict[str, Any], *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """POST `payload` to the child and decode its whole answer. Raises EngineLost and the child's errors."""
-        return await self._whole("POST", path, payload)
+        return await self._whole("POST", path, payload, timeout_s)
 
     async def get(self, path: str) -> Any:
         """What the child says of itself at `/props`, `/slots` and the like. Raises as `call` does."""
-        return await self._whole("GET", path, None)
+        return await self._whole("GET", path, None, CALL_TIMEOUT_S)
 
     async def events(self, path: str, payload: dict[str, Any]) -> AsyncGenerator[bytes]:
         """POST `payload`, which asks for a stream, and yield the data of its events up to `[DONE]`.
@@ -229,10 +237,10 @@ class Engine:
         if self._child is not None:
             self._child.answered = True
 
-    async def _whole(self, method: str, path: str, payload: dict[str, Any] | None) -> Any:
+    async def _whole(self, method: str, path: str, payload: dict[str, Any] | None, timeout_s: float) -> Any:
         try:
-            async with asyncio.timeout(CALL_TIMEOUT_S), self._open(method, path, payload) as response:
-                return msgspec.json.decode(await response.read())
+            async with asyncio.timeout(timeout_s), self._open(method, path, payload) as response:
+                return msgspec.json.decode(await response.read(MAX_ANSWER_BYTES))
         except (TimeoutError, msgspec.MsgspecError) as error:
             raise BadUpstream(f"The llama.cpp engine gave no sound answer to {path}.") from error
 

@@ -128,6 +128,8 @@ class GgufHeader:
     size: int
     chat_template: str
     licence: str
+    pooled: bool
+    """Made for embeddings or reranking: it says how its vectors are pooled."""
 
 
 def read_header(path: Path, wanted: Collection[Kind] = ("model",)) -> GgufHeader:
@@ -364,6 +366,7 @@ class _Reader:
             size=self._size,
             chat_template=_text(self._values, "tokenizer.chat_template"),
             licence=_text(self._values, "general.license"),
+            pooled=self._values.get(f"{architecture}.pooling_type", 0) != 0,
         )
 
     def _unpack(self, layout: struct.Struct, what: str) -> int:

@@ -8,17 +8,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from kuwa.builtin.llamacpp.calls import Enforced
 from kuwa.builtin.llamacpp.sampling import PARAMETERS
 from kuwa.executor.options import merge
 from kuwa.executor.prompt import Message, text_of
 from kuwa.executor.request import Request
+from kuwa.wire.errors import InvalidRequest
 
 PASSED_ON = (
     *("n", "logprobs", "top_logprobs", "parallel_tool_calls", "chat_template_kwargs"),
-    *("reasoning_format", "add_generation_prompt", "continue_final_message"),
+    *("reasoning_format", "add_generation_prompt", "continue_final_message", "lora"),
 )
 """Fields that are no generation options and mean the same to llama.cpp."""
+
+
+def check_adapters(asked: Any, count: int) -> None:
+    """The adapters' scales of one request: `[{"id": 0, "scale": 0.5}]`. Raises InvalidRequest."""
+    if asked is None:
+        return
+    try:
+        scales = msgspec.convert(asked, list[AdapterScale])
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f'lora is a list such as [{{"id": 0, "scale": 0.5}}]: {error}.', param="lora") from error
+    strange = [scale.id for scale in scales if not 0 <= scale.id < count]
+    if strange:
+        raise InvalidRequest(f"There is no adapter {strange[0]}: this model has {count}.", param="lora")
+
+
+class AdapterScale(msgspec.Struct, frozen=True):
+    id: int
+    scale: float
 
 
 def chat_payload(
