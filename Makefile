@@ -10,7 +10,7 @@ TESTS ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench clean
+.PHONY: help run test chaos bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "  make run PORT=9100           listen there instead of on 9000"
 	@echo "  make test                    check style, types and layering, then run every test"
 	@echo "  make test TESTS=tests/unit   the same, with only these tests"
+	@echo "  make chaos                   the long tests of llamacpp: killed engines, damaged files (10 minutes)"
 	@echo "  make bench                   measure the kernel beside nginx"
 	@echo "  make clean                   remove what was built and installed here"
 	@echo
@@ -35,6 +36,10 @@ test: $(VENV)/dev-installed
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup $(TESTS)
+
+chaos: $(VENV)/dev-installed
+	KILLS=200 MUTANTS=100 SCHEMAS=1000 $(BIN)/pytest -s tests/system/test_llamacpp_chaos.py \
+	    tests/system/test_llamacpp_features.py -k 'kills or damaged or random_json'
 
 bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/run.py

@@ -11,10 +11,10 @@ HEADER_BYTES = 20_000
 _WILD = (0, 1, 7, 255, 2**16, 2**31 - 1, 2**32 - 1, 2**63, 2**64 - 1)
 
 
-def mutated(model: bytes, random: Random) -> bytes:
-    """`model`, hit one to four times somewhere in its header."""
+def mutated(model: bytes, random: Random, most_hits: int = 4) -> bytes:
+    """`model`, hit one to `most_hits` times somewhere in its header."""
     data = bytearray(model)
-    for _ in range(random.randint(1, 4)):
+    for _ in range(random.randint(1, most_hits)):
         at = random.randrange(min(HEADER_BYTES, len(data) - 16))
         match random.randrange(6):
             case 0:

@@ -147,7 +147,7 @@ def server_arguments(config: ChildConfig, port: int) -> list[str]:
     if config.draft_model:
         arguments += ["--model-draft", config.draft_model, "--draft-max", str(config.draft_max)]
     if config.embedding:
-        arguments += ["--embeddings"]
+        arguments += ["--embeddings", "--kv-unified"]
     if config.pooling:
         arguments += ["--pooling", config.pooling]
     if config.slot_folder:
@@ -206,6 +206,8 @@ def _add_files(parameters: Any, config: ChildConfig, xllamacpp: Any) -> None:
         parameters.speculative.draft.n_max = config.draft_max
         parameters.speculative.draft.n_gpu_layers = config.gpu_layers
     parameters.embedding = config.embedding
+    # Otherwise texts of different lengths that are read together are pooled over their last part alone.
+    parameters.kv_unified = config.embedding
     if config.pooling:
         parameters.pooling_type = xllamacpp.llama_pooling_type[f"LLAMA_POOLING_TYPE_{config.pooling.upper()}"]
     if config.slot_folder:

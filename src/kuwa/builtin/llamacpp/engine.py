@@ -222,13 +222,15 @@ class Engine:
         """
         async with self._open("POST", path, payload) as response:
             reader = sse.SseReader()
+            errs = False  # its own error is the last event that it sends
             async for piece in response:
                 for event in reader.feed(piece):
                     if event.data == sse.DONE:
                         self._has_answered()
                         return
+                    errs = event.data.startswith(b'{"error"')
                     yield event.data
-        if path in ENDS_WITHOUT_DONE:
+        if path in ENDS_WITHOUT_DONE or errs:
             self._has_answered()
             return
         raise EngineLost("The llama.cpp engine ended its answer without an end.")

@@ -113,7 +113,7 @@ class LlamaCppExecutor(LLMExecutor):
         if not config.server and find_spec("xllamacpp") is None:
             raise SetupFailed("llama.cpp is not installed here; install it with: pip install 'kuwa[llamacpp]'")
         self._path = files.model
-        self._adapters = len(files.adapters)
+        self._scales = [scale for _, scale in files.adapters]
         self._embeds = config.embedding
         self._engine = Engine(config)
         self._kept = KeptSlots(self._engine, config) if config.slot_folder else None
@@ -180,8 +180,13 @@ class LlamaCppExecutor(LLMExecutor):
 
         parallel = request.body.get("parallel_tool_calls")
         calls = enforced(request.tools, request.tool_choice, parallel=bool(parallel))
-        answer = Answer(calls, parallel_calls=parallel is not False)
         path, payload = await self._question(request, calls)
+        answer = Answer(
+            calls,
+            parallel_calls=parallel is not False,
+            formatted="response_format" in payload,
+            most_tokens=payload.get("max_tokens", -1),
+        )
         async with aclosing(self._engine.events(path, payload)) as events:
             async for data in events:
                 for chunk in answer.chunks(data):
@@ -189,29 +194,39 @@ class LlamaCppExecutor(LLMExecutor):
 
     async def _question(self, request: Request, calls: Enforced | None) -> tuple[str, dict[str, Any]]:
         """The route of llama.cpp's server that answers `request`, and what to send there."""
-        from kuwa.builtin.llamacpp.media import check_media
-        from kuwa.builtin.llamacpp.payload import chat_payload, check_adapters, completion_payload, infill_payload
+        from kuwa.builtin.llamacpp import payload
 
-        check_adapters(request.body.get("lora"), self._adapters)
+        scales = payload.adapter_scales(request.body.get("lora"), self._scales)
         if request.kind == "chat":
-            messages = await self._fitting(request)
-            check_media(messages)
-            if request.modelfile.template:
-                return "/v1/completions", completion_payload(
-                    request, self._defaults, await self._rendered(request, messages)
-                )
-            return "/v1/chat/completions", chat_payload(request, self._defaults, messages, calls)
-        if request.body.get("suffix"):
-            return "/infill", infill_payload(request, self._defaults)
-        return "/v1/completions", completion_payload(request, self._defaults, text_of(request.messages[0]))
+            path, question = await self._chat_question(request, calls)
+        elif request.body.get("suffix"):
+            path, question = "/infill", payload.infill_payload(request, self._defaults)
+        else:
+            prompt = text_of(request.messages[0])
+            path, question = "/v1/completions", payload.completion_payload(request, self._defaults, prompt)
+        return path, {**question, **scales}
+
+    async def _chat_question(self, request: Request, calls: Enforced | None) -> tuple[str, dict[str, Any]]:
+        """How a chat is asked; by a template of its own, it is a plain completion of the text that this makes."""
+        from kuwa.builtin.llamacpp import payload
+        from kuwa.builtin.llamacpp.media import check_media
+
+        messages = await self._fitting(request)
+        check_media(messages)
+        if request.modelfile.template:
+            prompt = await self._rendered(request, messages)
+            return "/v1/completions", payload.completion_payload(request, self._defaults, prompt)
+        return "/v1/chat/completions", payload.chat_payload(request, self._defaults, messages, calls)
 
     async def _rendered(self, request: Request, messages: list[Message]) -> str:
         """The prompt by the template that the request brings along. What it answers is plain text."""
         from kuwa.builtin.llamacpp.renderer import Job
 
-        if request.tools or any(isinstance(message.get("content"), list) for message in messages):
+        wants_format = (request.response_format or {}).get("type", "text") != "text"
+        if wants_format or request.tools or any(isinstance(message.get("content"), list) for message in messages):
             raise Unsupported(
-                "A Modelfile's template goes with text alone, not with tools or images.", param="modelfile"
+                "A Modelfile's template goes with text alone: not with tools, images or a response format.",
+                param="modelfile",
             )
         bos, eos = self._ends
         text = await self._renderer.render(Job(request.modelfile.template, messages, bos, eos))

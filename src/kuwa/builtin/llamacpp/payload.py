@@ -5,7 +5,7 @@ Only known fields are passed on: llama.cpp's server would also take file paths, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,22 +19,29 @@ from kuwa.wire.errors import InvalidRequest
 
 PASSED_ON = (
     *("n", "logprobs", "top_logprobs", "parallel_tool_calls", "chat_template_kwargs"),
-    *("reasoning_format", "add_generation_prompt", "continue_final_message", "lora"),
+    *("reasoning_format", "add_generation_prompt", "continue_final_message"),
 )
 """Fields that are no generation options and mean the same to llama.cpp."""
 
 
-def check_adapters(asked: Any, count: int) -> None:
-    """The adapters' scales of one request: `[{"id": 0, "scale": 0.5}]`. Raises InvalidRequest."""
-    if asked is None:
-        return
-    try:
-        scales = msgspec.convert(asked, list[AdapterScale])
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f'lora is a list such as [{{"id": 0, "scale": 0.5}}]: {error}.', param="lora") from error
-    strange = [scale.id for scale in scales if not 0 <= scale.id < count]
-    if strange:
-        raise InvalidRequest(f"There is no adapter {strange[0]}: this model has {count}.", param="lora")
+def adapter_scales(asked: Any, scales: Sequence[float]) -> dict[str, Any]:
+    """How strongly each adapter counts for one request: `scales`, changed by `[{"id": 0, "scale": 0.5}]`.
+
+    All of them are always said: a request that says nothing would be given what llama.cpp read for one that did.
+    Raises InvalidRequest.
+    """
+    chosen = dict(enumerate(scales))
+    if asked is not None:
+        try:
+            wanted = msgspec.convert(asked, list[AdapterScale])
+        except msgspec.ValidationError as error:
+            reason = f'lora is a list such as [{{"id": 0, "scale": 0.5}}]: {error}.'
+            raise InvalidRequest(reason, param="lora") from error
+        for adapter in wanted:
+            if adapter.id not in chosen:
+                raise InvalidRequest(f"There is no adapter {adapter.id}: this model has {len(scales)}.", param="lora")
+            chosen[adapter.id] = adapter.scale
+    return {"lora": [{"id": number, "scale": scale} for number, scale in chosen.items()]} if chosen else {}
 
 
 class AdapterScale(msgspec.Struct, frozen=True):
@@ -51,15 +58,21 @@ def chat_payload(
         payload["tools"] = request.tools
     if calls is not None:
         # "none" as llama.cpp means it: the model sees the tools, and nothing is read as a call.
-        payload.update(tool_choice="none", response_format=_json_schema(calls.schema))
+        wanted = {"type": "json_schema", "json_schema": {"name": "call", "schema": calls.schema}}
+        payload.update(tool_choice="none", response_format=wanted)
     elif request.response_format is not None:
         payload["response_format"] = request.response_format
+    if "tools" in payload or "response_format" in payload:
+        payload["timings_per_token"] = True  # see `answer`: such an answer may end without a count
     return payload
 
 
 def completion_payload(request: Request, defaults: Mapping[str, Any], prompt: str) -> dict[str, Any]:
     """The body for `/v1/completions`: the prompt as it stands, without a chat template."""
-    return {**_common(request, defaults), "prompt": prompt}
+    payload = {**_common(request, defaults), "prompt": prompt}
+    if payload.get("logprobs") is True:  # a chat that goes this way
+        payload["logprobs"] = payload.pop("top_logprobs", None) or 1
+    return payload
 
 
 def infill_payload(request: Request, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,10 +82,6 @@ def infill_payload(request: Request, defaults: Mapping[str, Any]) -> dict[str, A
     if "max_tokens" in payload:
         payload["n_predict"] = payload.pop("max_tokens")
     return payload
-
-
-def _json_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
 
 
 def _common(request: Request, defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from kuwa.builtin.llamacpp.calls import Enforced
-from kuwa.builtin.llamacpp.payload import chat_payload, completion_payload, infill_payload
+from kuwa.builtin.llamacpp.payload import (
+    adapter_scales,
+    chat_payload,
+    completion_payload,
+    infill_payload,
+)
 from kuwa.builtin.llamacpp.sampling import PARAMETERS
 from kuwa.executor.options import add_options, collect
 from kuwa.executor.request import Request
@@ -49,11 +54,22 @@ def test_fields_that_reach_into_the_engine_are_not_passed_on() -> None:
 
 
 def test_enforced_calls_are_a_schema_and_the_model_still_sees_the_tools() -> None:
-    calls = Enforced({"type": "object"}, "b")
-    payload = chat_payload(asked(tools=[tool("a"), tool("b")]), {}, MESSAGES, calls)
+    asked_for = {"type": "json_schema", "json_schema": {"schema": {"type": "string"}}}
+    request = asked(tools=[tool("a"), tool("b")], response_format=asked_for)
+    payload = chat_payload(request, {}, MESSAGES, Enforced({"type": "object"}, "b"))
     assert payload["tools"] == [tool("a"), tool("b")]
     assert payload["tool_choice"] == "none"
     assert payload["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+
+def test_the_scales_of_all_adapters_are_always_said() -> None:
+    assert adapter_scales(None, []) == {}
+    assert adapter_scales(None, [1.0, 0.5]) == {"lora": [{"id": 0, "scale": 1.0}, {"id": 1, "scale": 0.5}]}
+    changed = adapter_scales([{"id": 1, "scale": 2}], [1.0, 0.5])
+    assert changed == {"lora": [{"id": 0, "scale": 1.0}, {"id": 1, "scale": 2.0}]}
+    for wrong in ("x", [{"id": 2, "scale": 1}], [{"scale": 1}]):
+        with pytest.raises(InvalidRequest):
+            adapter_scales(wrong, [1.0, 0.5])
 
 
 def test_a_gap_to_be_filled_is_sent_with_what_stands_around_it() -> None:
