@@ -281,6 +281,21 @@ def test_the_child_dies_with_a_parent_that_is_killed(stage: Stage, models: Path)
     until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child was gone", timeout_s=2)
 
 
+def test_an_engine_that_cannot_be_loaded_again_is_given_up_with_its_reason(stage: Stage, tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    make_tiny(model)
+    executor = start(stage, model)
+    child = child_of(executor)
+    model.unlink()
+    child.kill()
+    refused = until(lambda: _failure(executor.url), "a request was refused")
+    assert refused["code"] == "engine_lost"
+    assert executor.process.wait(60) == LOAD_FAILED
+    (line,) = [line for line in executor.process.log.splitlines() if line.startswith("LlamaCppExecutor: ")]
+    assert "given up after 8 starts" in line
+    assert "No such file" in line or "failed to open" in line
+
+
 async def test_an_engine_that_cannot_be_started_again_says_why(tmp_path: Path) -> None:
     model = tmp_path / "m.gguf"
     make_tiny(model)

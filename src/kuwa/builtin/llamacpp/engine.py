@@ -44,8 +44,8 @@ TAIL_LINES = 30
 MAX_LINE_BYTES = 4096
 FIRST_BACKOFF_S = 0.1
 LAST_BACKOFF_S = 30.0
-MOST_FRUITLESS_STARTS = 8
-"""So many starts in a row that ended before any answer, and the engine is given up (after about half a minute)."""
+MOST_FAILED_LOADS = 8
+"""So many starts in a row that did not even load the model, and the engine is given up (after half a minute)."""
 CALL_TIMEOUT_S = 60.0
 """For calls that need no model: rendering a template, tokenizing."""
 ENDS_WITHOUT_DONE = ("/infill",)
@@ -73,6 +73,10 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 _ERROR = re.compile(r"[\d.]+ E +|(?=.*GGML_ASSERT)")
 """What an error in llama.cpp's log begins with (the time since its start and the level), or a failed assertion."""
+
+_DATA = b"data: "
+_DONE = _DATA + sse.DONE
+_ERROR_DATA = b'data: {"error"'
 
 _decode_error = msgspec.json.Decoder(ErrorBody).decode
 _decode_ready = msgspec.json.Decoder(Ready).decode
@@ -220,34 +224,36 @@ class Engine:
         Closing the generator closes the connection, which frees the child's slot. Raises EngineLost when the
         child dies, and the child's own errors as ours.
         """
-        async with self._open("POST", path, payload) as response:
-            reader = sse.SseReader()
+        async with self._open("POST", path, payload) as (child, response):
+            held = b""
             errs = False  # its own error is the last event that it sends
             async for piece in response:
-                for event in reader.feed(piece):
-                    if event.data == sse.DONE:
-                        self._has_answered()
+                # llama.cpp's events are one line of data each. This is the hot path: no reader for all kinds of events.
+                *events, held = (held + piece).split(b"\n\n")
+                if len(held) > sse.MAX_EVENT_BYTES:
+                    raise BadUpstream("The llama.cpp engine sent an event without an end.")
+                for event in events:
+                    if event == _DONE:
                         return
-                    errs = event.data.startswith(b'{"error"')
-                    yield event.data
+                    if event.startswith(_DATA):
+                        child.answered = True
+                        errs = event.startswith(_ERROR_DATA)
+                        yield event[len(_DATA) :]
         if path in ENDS_WITHOUT_DONE or errs:
-            self._has_answered()
             return
         raise EngineLost("The llama.cpp engine ended its answer without an end.")
 
-    def _has_answered(self) -> None:
-        if self._child is not None:
-            self._child.answered = True
-
     async def _whole(self, method: str, path: str, payload: dict[str, Any] | None, timeout_s: float) -> Any:
         try:
-            async with asyncio.timeout(timeout_s), self._open(method, path, payload) as response:
+            async with asyncio.timeout(timeout_s), self._open(method, path, payload) as (_, response):
                 return msgspec.json.decode(await response.read(MAX_ANSWER_BYTES))
         except (TimeoutError, msgspec.MsgspecError) as error:
             raise BadUpstream(f"The llama.cpp engine gave no sound answer to {path}.") from error
 
     @asynccontextmanager
-    async def _open(self, method: str, path: str, payload: dict[str, Any] | None) -> AsyncGenerator[StreamedResponse]:
+    async def _open(
+        self, method: str, path: str, payload: dict[str, Any] | None
+    ) -> AsyncGenerator[tuple[Child, StreamedResponse]]:
         child = self._child
         if child is None or self._trouble:
             raise EngineLost(self._trouble)
@@ -257,7 +263,7 @@ class Engine:
             async with open_stream(method, child.url + path, headers=headers, body=body) as response:
                 if response.status != 200:
                     raise refusal(response.status, await response.read())
-                yield response
+                yield child, response
         except (UpstreamLost, NoReplica, UpstreamTimeout) as error:
             raise EngineLost("The llama.cpp engine died while it was answering; it is being started again.") from error
 
@@ -283,31 +289,35 @@ class Engine:
             log.info("still loading %s (%.0f s)", self._config.model_path, seconds)
 
     async def _keep(self, child: Child) -> None:
-        """Wait for the child to die and start it again, with longer and longer pauses while it answers nothing.
-
-        A child that died before it answered anybody counts like one that could not load the model.
-        """
+        """Wait for the child to die and start it again, with longer and longer pauses while it answers nothing."""
         fruitless = 0
         while True:
             fault = await self._end_of(child)
             fruitless = 0 if child.answered else fruitless + 1
-            while True:
-                if fruitless >= MOST_FRUITLESS_STARTS:
-                    self._trouble = f"The llama.cpp engine was given up after {fruitless} starts in a row: {fault}"
-                    self.gave_up(self._trouble)
-                    return
-                self._trouble = f"The llama.cpp engine died and is being started again: {fault}"
-                pause = min(FIRST_BACKOFF_S * 2 ** max(0, fruitless - 1), LAST_BACKOFF_S)
-                log.error("%s (in %.1f s)", self._trouble, pause)
-                await asyncio.sleep(pause)
-                try:
-                    child = await self._load()
-                except (LoadFailed, OSError) as error:
-                    fruitless += 1
-                    fault = str(error)
-                else:
-                    log.info("the llama.cpp engine is back (pid %d)", child.pid)
-                    break
+            started = await self._start_again(fault, fruitless)
+            if started is None:
+                return
+            child = started
+
+    async def _start_again(self, fault: str, fruitless: int) -> Child | None:
+        """Load the model again after `fruitless` starts without an answer. None: given up."""
+        failed = 0
+        while failed < MOST_FAILED_LOADS:
+            self._trouble = f"The llama.cpp engine died and is being started again: {fault}"
+            pause = min(FIRST_BACKOFF_S * 2 ** max(0, fruitless + failed - 1), LAST_BACKOFF_S)
+            log.error("%s (in %.1f s)", self._trouble, pause)
+            await asyncio.sleep(pause)
+            try:
+                child = await self._load()
+            except (LoadFailed, OSError) as error:
+                failed += 1
+                fault = str(error)
+            else:
+                log.info("the llama.cpp engine is back (pid %d)", child.pid)
+                return child
+        self._trouble = f"The llama.cpp engine was given up after {failed} starts in a row: {fault}"
+        self.gave_up(self._trouble)
+        return None
 
     async def _end_of(self, child: Child) -> str:
         """Wait until the child has died; how it did and its last words."""
