@@ -152,7 +152,7 @@ def _served_or_not(stage: Stage, kernel: Kernel, path: Path) -> str:
     try:
         if process.exit_code is not None:
             assert process.exit_code == LOAD_FAILED, process.log
-            assert len([line for line in process.log.splitlines() if line.startswith("LlamaCppExecutor: ")]) == 1
+            assert len([line for line in process.log.splitlines() if line.startswith("kuwa-executor llamacpp: ")]) == 1
             return "refused"
         answer = chat(kernel.url, "m", "hi", max_tokens=4)
         if answer.status == 200:

@@ -145,7 +145,8 @@ def server_arguments(config: ChildConfig, port: int) -> list[str]:
     for adapter in config.adapters:
         arguments += ["--lora-scaled", f"{adapter.path}:{adapter.scale}"]
     if config.draft_model:
-        arguments += ["--model-draft", config.draft_model, "--draft-max", str(config.draft_max)]
+        arguments += ["--spec-type", "draft-simple", "--spec-draft-model", config.draft_model]
+        arguments += ["--spec-draft-n-max", str(config.draft_max)]
     if config.embedding:
         arguments += ["--embeddings", "--kv-unified"]
     if config.pooling:
