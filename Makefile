@@ -8,9 +8,10 @@ MODEL ?=
 PYTHON ?=
 TESTS ?=
 JOBS ?= 2
+SOAK_MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos bench clean
+.PHONY: help run test chaos chaos-llamacpp bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,7 +22,8 @@ help:
 	@echo "  make run PORT=9100           listen there instead of on 9000"
 	@echo "  make test                    check style, types and layering, then run every test"
 	@echo "  make test TESTS=tests/unit   the same, with only these tests"
-	@echo "  make chaos                   the long tests of llamacpp: killed engines, damaged files (10 minutes)"
+	@echo "  make chaos                   kill, freeze, flood and restart everything; prints what held"
+	@echo "  make chaos-llamacpp          kill llama.cpp 200 times, serve 100 damaged files, keep to 1,000 schemas"
 	@echo "  make bench                   measure the kernel beside nginx"
 	@echo "  make clean                   remove what was built and installed here"
 	@echo
@@ -38,6 +40,9 @@ test: $(VENV)/dev-installed
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup $(TESTS)
 
 chaos: $(VENV)/dev-installed
+	$(BIN)/pytest tests/chaos --full_chaos --soak_minutes $(SOAK_MINUTES) --timeout 7200 $(TESTS)
+
+chaos-llamacpp: $(VENV)/dev-installed
 	KILLS=200 MUTANTS=100 SCHEMAS=1000 $(BIN)/pytest -s tests/system/test_llamacpp_chaos.py \
 	    tests/system/test_llamacpp_features.py -k 'kills or damaged or random_json'
 

@@ -7,10 +7,16 @@ found them, and it need not pay for their start.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import hypothesis
 import pytest
 
 from processes import Kernel, Stage
+
+# How long one example takes says how busy the machine is, and nothing about the code.
+hypothesis.settings.register_profile("kuwa", deadline=None)
+hypothesis.settings.load_profile("kuwa")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -48,3 +54,18 @@ def shared_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @pytest.fixture(scope="module")
 def shared_kernel(shared_stage: Stage) -> Kernel:
     return shared_stage.kernel()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full_chaos", action="store_true", help="the chaos table in full, not its short form")
+    parser.addoption("--soak_minutes", type=float, default=20.0, help="how long the soak of the full table takes")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The chaos table: fault, what was tried, what held."""
+    reports = [report for key in ("passed", "failed") for report in terminalreporter.stats.get(key, [])]
+    rows = [value for report in reports for name, value in report.user_properties if name == "chaos"]
+    if rows:
+        terminalreporter.section("chaos")
+        for name, tried, held in sorted(map(tuple, rows), key=lambda row: (len(row[0].split()[0]), row[0])):
+            terminalreporter.write_line(f"{name}: {tried} -> {held}")

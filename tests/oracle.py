@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from kuwa.executor import Chunk, Embeddings, EmbedRequest, Finish, LLMExecutor, Ranking, Request, RerankRequest, Usage
+from kuwa.executor.chunks import Text
 from kuwa.executor.prompt import text_of
 from kuwa.wire.errors import InvalidRequest
 
@@ -40,12 +41,19 @@ class Script(msgspec.Struct, forbid_unknown_fields=True):
     exit_after: int | None = None  # the process ends at once
     hang_after: int | None = None  # nothing comes any more
     usage: bool = True
+    seeded: bool = False  # each token carries a draw by the request's seed
+    ids: bool = False  # tokens carry their ids, and those that come with the request are taken as computed
+    wobble: bool = False  # each process answers otherwise, whatever the seed
 
 
 class OracleExecutor(LLMExecutor):
     LLM_name = "oracle"
     description = "[Test] Numbered tokens on demand."
     concurrency = 64
+    capabilities = ("resume",)
+
+    def fingerprint(self) -> str:
+        return "oracle"
 
     async def llm_compute(self, request: Request) -> AsyncIterator[Chunk]:
         script = read_script(request)
@@ -54,14 +62,21 @@ class OracleExecutor(LLMExecutor):
         count = script.tokens if limit is None else min(script.tokens, int(limit))
         await asyncio.sleep(script.prefill)
         held: list[str] = []
+        known = request.resume.ids if request.resume is not None else []
+        check_ids(known)
         for number in range(count):
-            await misbehave(script, number)
-            if script.block:
-                time.sleep(script.block)  # noqa: ASYNC251 - what a careless executor does is what is asked for
-            await asyncio.sleep(script.delay)
-            held.append(f"{label}.{number} ")
-            if len(held) >= script.chunk or number == count - 1:
+            if number >= len(known):
+                await misbehave(script, number)
+                if script.block:
+                    time.sleep(script.block)  # noqa: ASYNC251 - what a careless executor does is what is asked for
+                await asyncio.sleep(script.delay)
+            held.append(f"{label}.{number}{draw(script, request, number)} ")
+            full = len(held) >= script.chunk or number == count - 1
+            if script.ids:
+                yield Text("".join(held) if full else "", ids=(token_id(number),))
+            elif full:
                 yield "".join(held)
+            if full:
                 held.clear()
         await misbehave(script, count)
         if script.usage:
@@ -85,6 +100,25 @@ def read_script(request: Request) -> Script:
         return msgspec.convert(asked, Script)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"The field oracle is no script: {error}", param="oracle") from error
+
+
+def draw(script: Script, request: Request, number: int) -> str:
+    """What a sampler would add to the token: nothing, something by seed and position, or something of its own."""
+    if script.wobble:
+        return f"~{os.getpid()}"
+    if not script.seeded:
+        return ""
+    seed = request.parameters.get("seed")
+    return "~" + hashlib.sha256(f"{seed}/{number}".encode()).hexdigest()[:4]
+
+
+def token_id(number: int) -> int:
+    return number * 7 + 3
+
+
+def check_ids(known: list[int]) -> None:
+    if known != [token_id(number) for number in range(len(known))]:
+        raise InvalidRequest(f"These are not the ids of this stream: {known[:20]}", param="kuwa_resume")
 
 
 async def misbehave(script: Script, number: int) -> None:

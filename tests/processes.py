@@ -81,6 +81,7 @@ class Process:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         tolerates_tracebacks: bool = False,
+        inherited: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.argv = list(argv)
@@ -97,6 +98,7 @@ class Process:
                 env=dict(env) if env is not None else environment(),
                 cwd=cwd or REPOSITORY,
                 start_new_session=True,
+                pass_fds=inherited,
             )
 
     @property
@@ -313,6 +315,7 @@ class Stage:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         tolerates_tracebacks: bool = False,
+        inherited: Sequence[int] = (),
     ) -> Process:
         """Start any program; it belongs to this stage from then on."""
         process = Process(
@@ -321,6 +324,7 @@ class Stage:
             env=env if env is not None else self.environment(),
             cwd=cwd,
             tolerates_tracebacks=tolerates_tracebacks,
+            inherited=inherited,
         )
         self._processes.append(process)
         return process

@@ -90,7 +90,8 @@ def test_many_at_once_some_of_whom_leave(stage: Stage, kernel: Kernel, seed: int
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_an_executor_that_dies_costs_only_what_it_had_begun(stage: Stage, kernel: Kernel, seed: int) -> None:
-    """A stream that had begun ends with a typed error; every other request is answered whole by a replica."""
+    """Every request is answered whole by a replica, but for one that was on both when they died: it may be what killed
+    them."""
     dying = [replica(stage, kernel) for _ in range(3)]
     with ThreadPoolExecutor(1) as clients:
         running = clients.submit(run, kernel, seed, "stream", "whole")
@@ -101,7 +102,6 @@ def test_an_executor_that_dies_costs_only_what_it_had_begun(stage: Stage, kernel
     for entry in entries:
         entry.check()
     outcomes = Counter(entry.outcome for entry in entries)
-    assert set(outcomes) <= {"whole", "upstream_lost"}, outcomes
-    assert outcomes["upstream_lost"] <= 8
-    assert all(entry.text for entry in entries)
+    assert set(outcomes) <= {"whole", "request_quarantined"}, outcomes
+    assert outcomes["request_quarantined"] <= 4
     until(lambda: kernel.idle("oracle"), "all slots were freed")

@@ -16,7 +16,7 @@ from kuwa.executor.intake import include_usage, stop_strings
 from kuwa.executor.prompt import text_of
 from kuwa.executor.request import Request
 from kuwa.executor.stop import StopCutter
-from kuwa.wire import sse
+from kuwa.wire import resume, sse
 from kuwa.wire.errors import BadUpstream
 
 Fields = dict[str, Any]
@@ -51,14 +51,16 @@ class Answer:
         self._reasons: dict[int, str] = {}
         self._begun: set[int] = set()
         self._tools: set[tuple[int, int]] = set()
+        self._ids: list[int] = []
 
     def take(self, chunk: Chunk) -> bytes:
         """The bytes to send now; often none. Raises WrongChunk, BadUpstream (a RawEvent that is no event)."""
         if isinstance(chunk, str):
             return self._text(chunk, 0)
         match chunk:
-            case Text(text, choice):
-                return self._text(text, choice)
+            case Text(text, choice, ids):
+                self._ids += ids
+                return self._with_ids(self._text(text, choice))
             case Reasoning(text, choice):
                 return self._delta(choice, {"reasoning_content": text}) if text else b""
             case ToolCallDelta():
@@ -81,7 +83,7 @@ class Answer:
             for choice, cutter in self._cutters.items()
             if not cutter.stopped and (rest := cutter.finish())
         )
-        return held + self._close()
+        return self._with_ids(held + self._close())
 
     def reason(self, choice: int) -> str:
         """Why a choice ended."""
@@ -115,6 +117,10 @@ class Answer:
 
     def _close(self) -> bytes:
         raise NotImplementedError
+
+    def _with_ids(self, data: bytes) -> bytes:
+        """`data` with the tokens beside it that were consumed for it."""
+        return data
 
     def _keep(self, top: Fields) -> None:
         """Fields of a raw event beside its choices that this framework does not know."""
@@ -198,10 +204,14 @@ _EVENT_FIELDS = ("id", "object", "created", "model", "choices", "usage", "error"
 
 
 class Events(Answer):
-    """An OpenAI stream: one event per chunk, the finish of each choice, the usage if asked for, `[DONE]`."""
+    """An OpenAI stream: one event per chunk, the finish of each choice, the usage if asked for, `[DONE]`.
 
-    def __init__(self, request: Request, *, created: int, cuts_stops: bool) -> None:
+    `shows_ids`: the kernel wants the tokens beside the events.
+    """
+
+    def __init__(self, request: Request, *, created: int, cuts_stops: bool, shows_ids: bool = False) -> None:
         super().__init__(request, created=created, cuts_stops=cuts_stops)
+        self._shows_ids = shows_ids
         self._chat = request.kind == "chat"
         self._id = response_id(request)
         top: Fields = {
@@ -216,6 +226,13 @@ class Events(Answer):
         self._tail = b'},"logprobs":null,"finish_reason":null}]}\n\n'
         if not self._chat:
             self._tail = self._tail[1:]
+
+    def _with_ids(self, data: bytes) -> bytes:
+        if not (data and self._ids and self._shows_ids):
+            return data
+        line = resume.ids_line(self._ids)
+        self._ids.clear()
+        return line + data
 
     def _keep(self, top: Fields) -> None:
         if top and not self._more:

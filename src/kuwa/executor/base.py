@@ -114,6 +114,18 @@ class LLMExecutor:
         kernel and ends with exit code 4 and `reason`."""
         self.on_give_up(reason)
 
+    def fingerprint(self) -> str:
+        """A word (no blanks) that names what the answers depend on: weights, tokenizer, template, dtype, engine and
+        its version. Where two executors name the same one and both have the capability `"resume"`, a stream whose
+        executor dies is computed again by the other, with the same `seed` among the request's parameters, and the
+        client sees one unbroken answer. Empty: the answers of this executor cannot be repeated. Asked once, after
+        `setup`."""
+        return ""
+
+    def own_seed(self) -> int | None:
+        """The seed of requests that bring none; None: a new one is drawn for each."""
+        return None
+
     def llm_compute(self, *args: Any, **kwargs: Any) -> AsyncIterator[Chunk]:
         """Compute one answer. Write it as `async def llm_compute(self, request)` with `yield`.
 

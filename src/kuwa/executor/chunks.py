@@ -10,10 +10,15 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 class Text(msgspec.Struct, frozen=True):
-    """A piece of the answer. `choice` is the index of the alternative it belongs to (0 but for `n` > 1)."""
+    """A piece of the answer. `choice` is the index of the alternative it belongs to (0 but for `n` > 1).
+
+    `ids` are the tokens that were consumed since the piece before, for executors that can go on with a stream by
+    `Request.resume.ids`; the text may be empty where a token gave none yet.
+    """
 
     text: str
     choice: int = 0
+    ids: tuple[int, ...] = ()
 
 
 class Reasoning(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from kuwa.executor.prompt import apply_modelfile
 from kuwa.executor.request import EmbedRequest, Kind, Request, RerankRequest
 from kuwa.wire.errors import InvalidRequest, ModelNotFound, Unsupported
 from kuwa.wire.form import parse_history
+from kuwa.wire.resume import ResumeRequest
 
 Body = dict[str, Any]
 
@@ -66,6 +67,7 @@ class _Sampling(Struct):
     seed: int | None = None
     logit_bias: dict[str, float] | None = None
     kuwa: _Extension | None = None
+    kuwa_resume: ResumeRequest | None = None
 
 
 class _ChatBody(_Sampling, kw_only=True):
@@ -223,6 +225,7 @@ class Intake:
             body=body,
             form=extension.form,
             language=extension.language,
+            resume=fields.kuwa_resume,
         )
 
     def _check_model(self, model: str) -> None:

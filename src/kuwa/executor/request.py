@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kuwa.executor.modelfile import Modelfile
+from kuwa.wire.resume import ResumeRequest
 
 Kind = Literal["chat", "completion"]
 
@@ -20,6 +21,8 @@ class Request:
     `conversation` is what the client sent, without the Modelfile.
     `parameters` are the generation options of this request alone, under their OpenAI names, with the Modelfile's
     `llm_*` parameters below them: `{"temperature": 0.2, "max_tokens": 64, "stop": ["\\n"]}`.
+    `resume` is there where another executor began this very answer: compute it again from its start. Its `ids` (where
+    not empty) are the tokens that were computed already, which may be taken as they are.
     `body` is the whole decoded OpenAI body, unknown fields included. `form` holds the fields of the v1.0 form,
     empty for a request of the OpenAI dialect.
     """
@@ -41,6 +44,7 @@ class Request:
     provider_key: str = field(default="", repr=False)
     language: str = ""
     trimmed_messages: int = 0
+    resume: ResumeRequest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

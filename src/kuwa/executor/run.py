@@ -230,6 +230,7 @@ class _Life:
             concurrency=self.settings.concurrency,
             capabilities=server.capabilities(),
             context_length=executor.context_length,
+            fingerprint=server.fingerprint,
             load=Load(
                 running=server.slots.running,
                 waiting=server.slots.waiting,

@@ -23,9 +23,11 @@ from kuwa.executor.compute import Compute
 from kuwa.executor.figures import Figures
 from kuwa.executor.intake import Intake
 from kuwa.executor.request import Embeddings, Ranking, Request, RerankRequest
+from kuwa.executor.resumable import announcement
 from kuwa.executor.slots import Slots, full
 from kuwa.http.exchange import Exchange, Handler, HeaderPair
 from kuwa.wire import form as form_wire
+from kuwa.wire import resume
 from kuwa.wire.errors import (
     ClientGone,
     ContextLengthExceeded,
@@ -81,12 +83,15 @@ class ExecutorServer:
         self._idle = asyncio.Event()
         self._idle.set()
         self._intake: Intake | None = None
+        self.fingerprint = ""
         self.figures: Figures | None = None
 
     def ready(self) -> None:
         """`setup()` has returned: the access codes are known, requests are served from now on."""
         executor = self.executor
         self._intake = Intake(executor.access_codes, self.capabilities(), trim_history=executor.settings.trim_history)
+        if "resume" in executor.capabilities:
+            self.fingerprint = executor.fingerprint()
         self.figures = Figures(executor.access_codes[0], lambda: self.slots.running, lambda: self.slots.waiting)
         self.state = "ready"
 
@@ -293,6 +298,7 @@ class Job:
         self.id = request_id
         self.cancelled = False
         self.request: Request | None = None
+        self.opening = b""
         self._old = old
         self._answer: Answer | None = None
         self._task: asyncio.Task[None] | None = None
@@ -409,6 +415,7 @@ class Job:
                 if data:
                     if not exchange.started:
                         exchange.start(200, self._headers(request))
+                        data = self.opening + data
                     exchange.write(data)
                     await exchange.drain()
                 if answer.cut:
@@ -519,9 +526,26 @@ def _answer_with(job: Job, request: Request) -> Awaitable[None]:
     request.language = request.language or (exchange.headers.get(b"accept-language") or b"").decode("latin-1")
     for note in request.modelfile.ignored:
         log.info("request %s: the Modelfile holds an %s, which is left out", request.id, note)
-    kind = RawText if exchange.path == server.settings.executor_path else Events if request.stream else Whole
-    answer = kind(request, created=int(time.time()), cuts_stops=not server.executor.handles_stop)
+    cuts_stops = not server.executor.handles_stop
+    if exchange.path == server.settings.executor_path:
+        answer: Answer = RawText(request, created=int(time.time()), cuts_stops=cuts_stops)
+    elif request.stream:
+        answer = _events(job, request, cuts_stops)
+    else:
+        answer = Whole(request, created=int(time.time()), cuts_stops=cuts_stops)
     return job.compute(answer, request)
+
+
+def _events(job: Job, request: Request, cuts_stops: bool) -> Events:
+    """A stream, announced as one that can be gone on with where the kernel asks for that."""
+    executor = job.server.executor
+    announced = None
+    if job.exchange.headers.get(resume.HEADER) == b"1":
+        announced = announcement(request, job.server.fingerprint, executor.own_seed())
+    if announced is not None:
+        job.opening = resume.announce(announced)
+    created = request.resume.created if request.resume is not None else int(time.time())
+    return Events(request, created=created, cuts_stops=cuts_stops, shows_ids=announced is not None)
 
 
 def _brought_key(exchange: Exchange) -> str:

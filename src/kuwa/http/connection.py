@@ -242,13 +242,15 @@ class ServerConnection(asyncio.Protocol):
         elif age > {"new": limits.head_timeout_s, "lingering": LINGER_S}.get(self._phase, limits.idle_timeout_s):
             self.abort()
 
-    def close_when_idle(self) -> bool:
-        """Close if no request is being read or answered; returns whether one is."""
-        if self._current is not None or self._queue or self._phase in ("head", "body"):
-            return True
-        self._closing = True
-        self._transport.close()
-        return False
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being read or answered."""
+        return self._current is not None or bool(self._queue) or self._phase in ("head", "body")
+
+    def close_if_idle(self) -> None:
+        if not self.busy:
+            self._closing = True
+            self._transport.close()
 
     def _check_stall(self, now: float, limits: Limits) -> None:
         left = self._transport.get_write_buffer_size()

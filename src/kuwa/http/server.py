@@ -50,15 +50,25 @@ class Server:
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
 
-    async def listen(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> int:
-        """Accept connections on `host`:`port` (0: a free one) and return the port. Raises CannotListen."""
+    async def listen(
+        self, host: str, port: int, *, tls: ssl.SSLContext | None = None, inherited: socket.socket | None = None
+    ) -> int:
+        """Accept connections on `host`:`port` (0: a free one), or on a socket that listens already; return the port.
+
+        Raises CannotListen.
+        """
         loop = asyncio.get_running_loop()
         self.now = loop.time()
         self.scheme = "https" if tls is not None else "http"
         try:
-            listener = await loop.create_server(
-                lambda: ServerConnection(self), host, port, backlog=BACKLOG, ssl=tls, reuse_address=True
-            )
+            if inherited is not None:
+                listener = await loop.create_server(
+                    lambda: ServerConnection(self), sock=inherited, backlog=BACKLOG, ssl=tls
+                )
+            else:
+                listener = await loop.create_server(
+                    lambda: ServerConnection(self), host, port, backlog=BACKLOG, ssl=tls, reuse_address=True
+                )
         except (OSError, OverflowError) as error:
             raise CannotListen(_why(host, port, error)) from error
         self._listeners.append(listener)
@@ -72,24 +82,34 @@ class Server:
         self.close()
         return ended
 
-    async def settle(self, timeout_s: float) -> bool:
-        """Stop accepting and let the requests under way end. Returns whether all of them did in time."""
+    async def settle(self, timeout_s: float, *, listening: bool = False) -> bool:
+        """Let the requests under way end, then close. Returns whether all of them ended in time.
+
+        `listening`: go on accepting until then, so that whoever comes is told to go elsewhere by the handlers; else
+        stop at once, for another process takes those who come.
+        """
         self.draining = True
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        for listener in self._listeners:
-            listener.close()
-        while sum(connection.close_when_idle() for connection in list(self.connections)):
+        if not listening:
+            self._stop_listening()
+        while any(connection.busy for connection in self.connections):
             if loop.time() >= deadline:
                 return False
             await asyncio.sleep(0.02)
+        self._stop_listening()
+        for connection in list(self.connections):
+            connection.close_if_idle()
         return True
+
+    def _stop_listening(self) -> None:
+        for listener in self._listeners:
+            listener.close()
 
     def close(self) -> None:
         """Stop at once: listeners closed, connections cut."""
         self.draining = True
-        for listener in self._listeners:
-            listener.close()
+        self._stop_listening()
         for connection in list(self.connections):
             connection.abort()
         if self._sweeper is not None:

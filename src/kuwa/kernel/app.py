@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from kuwa.http.exchange import Handler
 from kuwa.http.guard import HostGuard
-from kuwa.http.server import Server
+from kuwa.http.server import CannotListen, Server
 from kuwa.http.upstream import UpstreamPool, tls_context
 from kuwa.kernel import log as kernel_log
 from kuwa.kernel.api.errors import http_error, kuwa_error
@@ -42,6 +42,8 @@ from kuwa.wire.names import RequestIds
 
 TOLD_S = 1.0  # how long clients may take to hear that their answer was cut
 
+REJOIN_S = 4.0  # a renewal is due every 2 s, and tried again at least every second
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger("kuwa.kernel")
 
 
@@ -57,7 +59,13 @@ class Kernel:
         self.dispatcher = Dispatcher(self.registry)
         self.metrics = Metrics()
         self.pool = UpstreamPool(tls=tls)
-        self.chat = Chat(dispatcher=self.dispatcher, pool=self.pool, metrics=self.metrics, clock=clock)
+        self.chat = Chat(
+            registry=self.registry,
+            dispatcher=self.dispatcher,
+            pool=self.pool,
+            metrics=self.metrics,
+            clock=clock,
+        )
         self.openai = OpenAIRoutes(self.chat, ids)
         self.form_chat = FormChatRoutes(self.chat, ids)
         self.workers = WorkerApi(
@@ -72,6 +80,7 @@ class Kernel:
             self.dispatcher,
             Exposition(Collector(self.metrics, self.registry, self.dispatcher)),
             request_status=self.chat.status,
+            cancel=self.chat.cancel,
             draining=lambda: self.chat.draining,
             clock_offset=time.time() - clock.now,
         )
@@ -89,12 +98,18 @@ class Kernel:
 
     async def listen(self) -> int:
         """Begin to serve; returns the port. Raises CannotListen."""
-        return await self.server.listen(self.settings.host, self.settings.port)
+        settings = self.settings
+        inherited = _inherited(settings.listen_fd) if settings.listen_fd >= 0 else None
+        if inherited is not None:
+            # Executors renew within seconds; whoever comes before them waits instead of being turned away.
+            self.dispatcher.expect_replicas(time.monotonic() + REJOIN_S)
+        return await self.server.listen(settings.host, settings.port, inherited=inherited)
 
     async def drain(self) -> bool:
         """Refuse new requests, let those under way end, and tell those that do not. Whether all ended in time."""
         self.chat.draining = True
-        ended = await self.server.settle(self.settings.drain_s)
+        # With an inherited socket the next kernel takes those who come.
+        ended = await self.server.settle(self.settings.drain_s, listening=self.settings.listen_fd < 0)
         if not ended:
             self.chat.end_all(Draining("This kernel was shut down before the answer was complete."))
             await self.server.settle(TOLD_S)
@@ -119,6 +134,7 @@ def routes(kernel: Kernel) -> tuple[dict[str, Handler], list[Route]]:
         Route("/v1/models", status.models),
         Route("/v1/models/{id:path}", status.model),
         Route("/v1/requests/{id}", status.request),
+        Route("/v1/requests/{id}/cancel", status.cancel, methods=["POST"]),
         Route("/v1.0/worker/register", workers.register, methods=["POST"]),
         Route("/v1.0/worker/unregister", workers.unregister, methods=["POST"]),
         Route("/v1.0/worker/schedule", workers.schedule, methods=["POST"]),
@@ -204,6 +220,15 @@ def _tls(settings: Settings) -> ssl.SSLContext:
         return tls_context(settings.ca_file or None)
     except OSError as error:
         raise BadSetting(f"--ca_file {settings.ca_file}: it holds no certificates in PEM form ({error}).") from error
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    try:
+        inherited = socket.socket(fileno=descriptor)
+        inherited.getsockname()
+    except OSError as error:
+        raise CannotListen(f"--listen_fd {descriptor}: there is no listening socket ({error.strerror}).") from error
+    return inherited
 
 
 def own_addresses() -> Iterator[str]:

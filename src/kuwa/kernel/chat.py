@@ -17,12 +17,16 @@ from kuwa.http.client import fetch
 from kuwa.http.exchange import Exchange, HeaderPair
 from kuwa.http.upstream import Origin, UpstreamConnection, UpstreamPool
 from kuwa.kernel.dispatcher import Dispatcher
+from kuwa.kernel.health import settle
 from kuwa.kernel.metrics import UNKNOWN, Metrics, Tally
+from kuwa.kernel.quarantine import Quarantine
 from kuwa.kernel.queue import Ticket
-from kuwa.kernel.registry import Replica
-from kuwa.kernel.relay import Clock, Outcome, Relay
+from kuwa.kernel.registry import Registry, Replica
+from kuwa.kernel.relay import Clock, EventRelay, Outcome, Relay
+from kuwa.kernel.resume import MAX_JOURNALS_BYTES, Journal, Replay
 from kuwa.kernel.story import Signal, Story
-from kuwa.kernel.translate import error_from_answer
+from kuwa.kernel.verdict import Verdict, judge
+from kuwa.wire import resume, sse
 from kuwa.wire.errors import (
     ClientGone,
     Draining,
@@ -30,6 +34,7 @@ from kuwa.wire.errors import (
     KuwaError,
     ModelNotFound,
     NoReplica,
+    UpstreamLost,
     UpstreamTimeout,
 )
 from kuwa.wire.lease import EndedRequest
@@ -37,6 +42,9 @@ from kuwa.wire.lease import EndedRequest
 log = logging.getLogger("kuwa.kernel.chat")
 
 MAX_ATTEMPTS = 3
+MAX_RESUMES = 3
+PING_S = 10.0
+PROGRESS_S = 1.0
 FIRST_CONTENT_S = 120.0
 IDLE_S = 30.0
 TOTAL_S = 3600.0
@@ -65,7 +73,19 @@ class Dialect(Protocol):
         """The request in the replica's wire. Raises Unsupported for what that wire cannot carry."""
         ...
 
-    def relay(self, exchange: Exchange, request: ChatRequest, replica: Replica, clock: Clock) -> Relay: ...
+    def relay(
+        self,
+        exchange: Exchange,
+        request: ChatRequest,
+        replica: Replica,
+        clock: Clock,
+        journal: Journal | None,
+        replay: Replay | None,
+    ) -> Relay:
+        """What brings the replica's answer to the client; with `journal` so that it may outlive the replica, with
+        `replay` where it goes on with what another one began."""
+        ...
+
     def fail(self, exchange: Exchange, request: ChatRequest, error: KuwaError) -> None: ...
     def aborted(self, exchange: Exchange, request: ChatRequest) -> None:
         """Close the client's response after an abort, keeping what was delivered."""
@@ -79,6 +99,7 @@ class ChatRequest:
     `body` is the OpenAI body that an executor gets; `route` the path under its base URL. `forwarded` are the
     client's headers that travel on, `reply_headers` those of every answer. `key` is the v1.0 pair
     (history_id, user_id), `form` the v1.0 form as it came. `whole`: the replica's answer is one piece.
+    `progress`: the client wants to be told, by comments in its stream, how long it will have to wait.
     """
 
     id: str
@@ -89,6 +110,7 @@ class ChatRequest:
     body: bytes
     whole: bool = False
     include_usage: bool = False
+    progress: bool = False
     forwarded: tuple[HeaderPair, ...] = ()
     reply_headers: tuple[HeaderPair, ...] = ()
     key: tuple[str, str] | None = None
@@ -97,7 +119,8 @@ class ChatRequest:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A request under way. `replica` and `relay` are those of the current attempt."""
+    """A request under way. `replica` and `relay` are those of the current attempt; `unheard` counts the attempts of
+    which no replica ever knew."""
 
     request: ChatRequest
     exchange: Exchange
@@ -107,8 +130,19 @@ class Call:
     replica: Replica | None = None
     connection: UpstreamConnection | None = None
     relay: Relay | None = None
+    journal: Journal | None = None
+    replay: Replay | None = None
     queue_s: float = 0.0
     attempts: int = 0
+    unheard: int = 0
+    resumes: int = 0
+    lost_at: int = 0
+    told_at: float = 0.0
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much is kept of what was delivered, so that another replica may go on."""
+        return self.journal.bytes if self.journal is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +156,18 @@ class Route:
 class Chat:
     """Serves every request that a model answers, of every dialect."""
 
-    def __init__(self, *, dispatcher: Dispatcher, pool: UpstreamPool, metrics: Metrics, clock: Clock) -> None:
+    def __init__(
+        self, *, registry: Registry, dispatcher: Dispatcher, pool: UpstreamPool, metrics: Metrics, clock: Clock
+    ) -> None:
+        self._registry = registry
         self._dispatcher = dispatcher
         self._pool = pool
         self._metrics = metrics
         self._clock = clock
+        self._quarantine = Quarantine()
         self._calls: dict[str, Call] = {}
         self._unpaid: dict[str, Tally] = {}
-        self._routes: dict[tuple[str, bytes, bytes], Route] = {}
+        self._routes: dict[tuple[str, bytes, bytes, bool], Route] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.draining = False
 
@@ -150,6 +188,8 @@ class Chat:
         try:
             if self.draining:
                 raise Draining("This kernel is shutting down; send the request again in a moment.")
+            if not self._quarantine.empty:
+                self._quarantine.check(request.access_code, request.body, self._clock.time())
             outcome = await self._answer(call)
             label = "ok"
         except ClientGone:
@@ -177,19 +217,68 @@ class Chat:
                     outcome = await self._attempt(call, replica)
             except NoReplica as error:
                 raise failure or error from failure
-            if outcome.refusal is not None:
-                refusal = outcome.refusal
-                who = f"The executor at {replica.address}"
-                failure, elsewhere = error_from_answer(refusal.status, refusal.body, who, refusal.retry_after)
-            elif outcome.error is not None:
-                failure, elsewhere = outcome.error, True
-            else:
+            verdict = judge(outcome, replica)
+            if verdict.error is None:
+                self._went_well(call, replica)
                 return outcome
-            if elsewhere:
-                log.warning("request %s failed at %s: %s", call.request.id, replica.address, failure)
-            if outcome.delivered or not elsewhere or call.attempts == MAX_ATTEMPTS:
+            if failure is None or call.replay is None or isinstance(verdict.error, UpstreamLost):
+                failure = verdict.error  # what became of an attempt to go on is not what the client is told
+            self._went_wrong(call, replica, verdict)
+            if not verdict.elsewhere:
+                raise failure
+            if outcome.delivered or call.replay is not None:
+                self._prepare_resume(call, failure)
+            elif verdict.refused:
+                call.unheard += 1
+            elif call.attempts - call.unheard >= MAX_ATTEMPTS:
                 raise failure
             call.ticket.excluded |= {replica.id}
+
+    def _prepare_resume(self, call: Call, failure: KuwaError) -> None:
+        """The client has part of an answer whose replica is lost: have the rest computed by one that is the same.
+
+        Raises `failure` where that cannot be.
+        """
+        replay = call.journal.replay() if call.journal is not None else None
+        if replay is None or call.resumes == MAX_RESUMES:
+            self._metrics.resumes["impossible"] += 1
+            raise failure
+        others = self._registry.replicas(call.request.access_code)
+        fingerprint = replay.announced.fingerprint
+        call.ticket.excluded |= {other.id for other in others if other.fingerprint != fingerprint}
+        call.replay = replay
+        call.resumes += 1
+
+    def _went_well(self, call: Call, replica: Replica) -> None:
+        if not replica.breaker.closed:
+            self._registry.worked(replica)
+            settle(self._registry, self._dispatcher, self._clock.time())
+        if not self._quarantine.empty:
+            self._quarantine.cleared(call.request.access_code, call.request.body)
+
+    def _went_wrong(self, call: Call, replica: Replica, verdict: Verdict) -> None:
+        """Hold the failed attempt against the replica, and a death against the request. Raises RequestQuarantined."""
+        request, now = call.request, self._clock.time()
+        if verdict.elsewhere:
+            log.warning("request %s failed at %s: %s", request.id, replica.address, verdict.error)
+        if verdict.fault:
+            self._registry.failed(replica, now, str(verdict.error))
+        if verdict.refused or verdict.death:
+            self._registry.doubt(replica, now)
+        settle(self._registry, self._dispatcher, now)
+        if verdict.death and self._counts(call):
+            self._quarantine.died(request.access_code, request.body, replica.id, now)
+            self._quarantine.check(request.access_code, request.body, now)
+
+    def _counts(self, call: Call) -> bool:
+        """Whether this death speaks against the request: what kills does so at the same place each time."""
+        before, call.lost_at = call.lost_at, call.kept_bytes
+        if call.replay is None:
+            return True
+        if call.lost_at > before:  # it got past the place of the death before, so that one was not its doing
+            self._quarantine.cleared(call.request.access_code, call.request.body)
+            return True
+        return call.replay.done
 
     def _slot(self, call: Call) -> _Slot:
         return _Slot(self, call)
@@ -199,7 +288,12 @@ class Chat:
         request, exchange = call.request, call.exchange
         outgoing = request.dialect.outgoing(request, replica)
         route = self._route(outgoing, replica)
-        message = self._message(route, request, outgoing)
+        body, replay, journal = outgoing.body, call.replay, None
+        if replica.resumes and not request.whole:
+            journal = call.journal = call.journal or Journal()
+        if replay is not None:
+            body = replay.request(body)
+        message = self._message(route, request, body)
         call.attempts += 1
         connection = self._pool.take(route.origin)
         while True:
@@ -208,7 +302,7 @@ class Chat:
                     connection = await self._connect(route.origin)
                 except NoReplica as error:
                     return Outcome(error=error)
-            relay = request.dialect.relay(exchange, request, replica, self._clock)
+            relay = request.dialect.relay(exchange, request, replica, self._clock, journal, replay)
             call.connection, call.relay = connection, relay
             exchange.source = connection
             try:
@@ -250,7 +344,7 @@ class Chat:
     # ---- what the story stands on --------------------------------------------------------------------------
 
     def _route(self, outgoing: Outgoing, replica: Replica) -> Route:
-        key = (outgoing.url, outgoing.content_type, replica.authorization)
+        key = (outgoing.url, outgoing.content_type, replica.authorization, replica.resumes)
         route = self._routes.get(key)
         if route is None:
             origin = Origin.of(outgoing.url)
@@ -262,20 +356,22 @@ class Chat:
             )
             if replica.authorization:
                 head += b"authorization: %b\r\n" % replica.authorization
+            if replica.resumes:
+                head += resume.HEADER + b": 1\r\n"
             if len(self._routes) >= MAX_ROUTES:
                 self._routes.clear()
             route = self._routes[key] = Route(origin, head)
         return route
 
     @staticmethod
-    def _message(route: Route, request: ChatRequest, outgoing: Outgoing) -> bytes:
+    def _message(route: Route, request: ChatRequest, body: bytes) -> bytes:
         forwarded = b"".join([b"%b: %b\r\n" % header for header in request.forwarded])
         return b"%bx-kuwa-request-id: %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
             route.head,
             request.id.encode(),
             forwarded,
-            len(outgoing.body),
-            outgoing.body,
+            len(body),
+            body,
         )
 
     def settle(self, settled: list[Ticket]) -> None:
@@ -316,6 +412,8 @@ class Chat:
         tally = self._metrics.of(UNKNOWN if unknown else request.access_code)
         tally.outcomes[label] += 1
         tally.request_time.observe(self._clock.time() - call.started_at)
+        if call.resumes:
+            self._metrics.resumes[{"ok": "resumed", "cancelled": "cancelled"}.get(label, "failed")] += 1
         if call.attempts:
             tally.queue_wait.observe(call.queue_s)
             tally.retries += call.attempts - 1
@@ -341,14 +439,70 @@ class Chat:
     # ---- asked from elsewhere ------------------------------------------------------------------------------
 
     def sweep(self, now: float) -> None:
-        """Enforce the deadlines of replicas; called a few times a second."""
+        """Enforce the deadlines of replicas, tell clients that they are not forgotten, bound what is kept; called a
+        few times a second."""
+        kept = 0
         for call in list(self._calls.values()):
-            connection, relay = call.connection, call.relay
-            if connection is None or relay is None or relay.outcome.fired or connection.paused:
-                continue
+            kept += call.kept_bytes
+            self._check(call, now)
+            if now - call.told_at > (PROGRESS_S if call.request.progress else PING_S):
+                self._tell(call, now)
+        if kept > MAX_JOURNALS_BYTES:
+            self._drop_journals(kept)
+        self._quarantine.sweep(now)
+
+    def _check(self, call: Call, now: float) -> None:
+        connection, relay, replica = call.connection, call.relay, call.replica
+        if connection is None or relay is None or replica is None or relay.outcome.fired:
+            return
+        if replica.lost:
+            relay.on_lost(UpstreamLost("The executor does not renew its lease any more; it is dead or frozen."))
+        elif now - call.started_at > TOTAL_S:
+            relay.on_lost(UpstreamTimeout(f"The request took longer than {TOTAL_S:g} s."))
+        elif not connection.paused:
             limit = TOTAL_S if call.request.whole else IDLE_S if relay.begun else FIRST_CONTENT_S
             if now - connection.since > limit:
                 relay.on_lost(UpstreamTimeout(f"The executor sent nothing for {limit:g} s."))
+
+    def _tell(self, call: Call, now: float) -> None:
+        """A comment into a stream that is silent, so that whoever stands between does not cut it; before the first
+        content only where the client asked for it, since a comment commits the status 200."""
+        call.told_at = now
+        exchange, relay, connection = call.exchange, call.relay, call.connection
+        if call.request.whole or exchange.gone or exchange.ended:
+            return
+        if exchange.started and relay is not None and relay.begun:
+            silent = connection is not None and not connection.paused and now - connection.since > PING_S
+            if silent and relay.takes_comments:
+                exchange.write(sse.comment("ping"))
+        elif call.request.progress:
+            waited_s = now - call.started_at
+            if call.ticket.queued:
+                position = self._dispatcher.ahead_of(call.ticket)
+                text = f"queued position={position} wait_s={waited_s:.1f}"
+            else:
+                text = f"running wait_s={waited_s:.1f}"
+            if not exchange.started:
+                exchange.start(200, (*call.request.reply_headers, (b"content-type", b"text/event-stream")))
+            exchange.write(sse.comment(text))
+
+    def _drop_journals(self, kept: int) -> None:
+        """All streams together are kept up to a bound: the longest are given up first."""
+        calls = sorted(self._calls.values(), key=lambda call: call.kept_bytes, reverse=True)
+        for call in calls:
+            if kept <= MAX_JOURNALS_BYTES:
+                return
+            kept -= call.kept_bytes
+            if isinstance(call.relay, EventRelay):
+                call.relay.forget()
+
+    def cancel(self, request_id: str, principal: str) -> bool:
+        """End the request with this id for whom it belongs to. Whether there was one of theirs."""
+        call = self._calls.get(request_id)
+        if call is None or call.story is None or call.request.principal != principal:
+            return False
+        call.story.interrupt(Aborted())
+        return True
 
     def abort(self, keys: set[tuple[str, str]]) -> int:
         """End the v1.0 requests with these (history_id, user_id). Returns how many there were."""

@@ -87,6 +87,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help=f"when stopping, let requests under way run on this long (default: {DEFAULTS.drain_s:g})",
     )
+    it.add_argument(
+        "--listen_fd",
+        metavar="FD",
+        help="listen on this inherited socket, which outlives the kernel: who connects during a restart waits for "
+        "the next one. systemd's socket activation is understood without it",
+    )
     return it
 
 

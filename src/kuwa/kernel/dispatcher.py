@@ -21,12 +21,14 @@ from kuwa.kernel.queue import FairQueue, Ticket, Weights
 from kuwa.kernel.registry import Registry, Replica, State
 from kuwa.wire.errors import KuwaError, ModelNotFound, NoReplica, QueueFull
 
-MAX_WAITING = 512
+MAX_WAITING = 1024
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 MAX_WAIT_S = 120.0
 RESERVATION_S = 10.0
 MAX_RESERVATIONS = 10_000
 MAX_SEARCHED_CODES = 500
+RETRY_SHARE = 0.2
+RETRY_RESERVE = 64.0  # what one dead executor's requests may take at once
 
 _NOTHING: frozenset[str] = frozenset()
 _WORTH_WAITING: frozenset[State] = frozenset(("ready", "suspect"))
@@ -34,7 +36,10 @@ _WORTH_WAITING: frozenset[State] = frozenset(("ready", "suspect"))
 
 @dataclass(slots=True, frozen=True)
 class Limits:
-    """The bounds of one access code's queue; `wait_s` is the longest that a ticket waits in it."""
+    """The bounds of one access code's queue; `wait_s` is the longest that a ticket waits in it.
+
+    One principal may fill half of it, so that there is room left for the others.
+    """
 
     waiting: int = MAX_WAITING
     bytes: int = MAX_WAITING_BYTES
@@ -50,9 +55,13 @@ class _Reservation:
 
 
 class _Pool:
-    """What one access code has: its live replicas, the order among the free ones, and its queue."""
+    """What one access code has: its live replicas, the order among the free ones, and its queue.
 
-    __slots__ = ("access_code", "last_turn", "policy", "queue", "replicas")
+    `retries` is how many requests may be sent again: each request adds its share, so that a model that fails
+    everything is not asked much more often than it would be without retries.
+    """
+
+    __slots__ = ("access_code", "last_turn", "policy", "queue", "replicas", "retries")
 
     def __init__(self, access_code: str, weights: Weights) -> None:
         self.access_code = access_code
@@ -60,6 +69,7 @@ class _Pool:
         self.policy = LeastLoaded()
         self.queue = FairQueue(weights)
         self.last_turn = 0
+        self.retries = RETRY_RESERVE
 
     def worth_waiting(self, excluded: AbstractSet[str]) -> bool:
         """Whether a replica other than those `excluded` may have a free slot soon."""
@@ -100,6 +110,11 @@ class Dispatcher:
         self._reservations: dict[tuple[str, tuple[str, str]], _Reservation] = {}
         self._keyed: dict[Ticket, None] = {}
         self._turn = 0
+        self._patient_until = 0.0
+
+    def expect_replicas(self, until: float) -> None:
+        """Executors are about to come back: until then, requests for models that nobody serves yet wait."""
+        self._patient_until = until
 
     def acquire(self, ticket: Ticket, now: float) -> Replica | None:
         """A slot for the ticket, or None: it waits, and its `granted` will be called.
@@ -108,8 +123,15 @@ class Dispatcher:
         QueueFull where too many wait.
         """
         pool = self._pools.get(ticket.access_code)
+        patient = now < self._patient_until
         if pool is None:
-            raise self._unserved(ticket.access_code)
+            if not patient:
+                raise self._unserved(ticket.access_code)
+            pool = self._pool(ticket.access_code)
+        if ticket.excluded:
+            self._spend_retry(pool)
+        elif pool.retries < RETRY_RESERVE:
+            pool.retries += RETRY_SHARE
         if ticket.key is not None:
             replica = self._claim(ticket, ticket.key)
             if replica is not None:
@@ -120,7 +142,7 @@ class Dispatcher:
             if replica is not None:
                 self._grant(ticket, replica)
                 return replica
-        if not pool.worth_waiting(ticket.excluded):
+        if not patient and not pool.worth_waiting(ticket.excluded):
             raise self._no_replica(pool, ticket.excluded)
         if not ticket.excluded:
             self._refuse_overflow(pool, ticket)
@@ -160,6 +182,9 @@ class Dispatcher:
     def sweep(self, now: float) -> list[Ticket]:
         """Let time pass: reservations lapse, tickets that waited too long get an error. Returns those settled."""
         settled = self._lapse(now)
+        if 0 < self._patient_until <= now:
+            self._patient_until = 0.0
+            settled += self._end_patience()
         for pool in self._pools.values():
             if not len(pool.queue):
                 continue
@@ -308,13 +333,39 @@ class Dispatcher:
             ticket.error = self._no_replica(pool, ticket.excluded)
         return hopeless
 
+    def _spend_retry(self, pool: _Pool) -> None:
+        """Raises NoReplica where too many requests have been sent again lately."""
+        if pool.retries < 1.0:
+            raise NoReplica(
+                f"The executors of the model {pool.access_code!r} fail so often that requests are not sent again; "
+                "see the kernel's log."
+            )
+        pool.retries -= 1.0
+
+    def _end_patience(self) -> list[Ticket]:
+        """Who still waits for a model that nobody serves is told so."""
+        settled: list[Ticket] = []
+        for pool in [pool for pool in self._pools.values() if not pool.replicas]:
+            for ticket in list(pool.queue):
+                pool.queue.remove(ticket)
+                ticket.error = self._unserved(pool.access_code)
+                settled.append(ticket)
+            del self._pools[pool.access_code]
+        return settled
+
     def _refuse_overflow(self, pool: _Pool, ticket: Ticket) -> None:
         limits = self._limits
         queue = pool.queue
+        count, size = queue.held_by(ticket.principal)
         if queue.waiting >= limits.waiting or queue.bytes + ticket.cost_bytes > limits.bytes:
             raise QueueFull(
                 f"Too many requests wait for the model {pool.access_code!r} ({len(queue)} requests, "
                 f"{queue.bytes} bytes); try again in a moment, or start another executor for it."
+            )
+        if count * 2 >= limits.waiting or (count and (size + ticket.cost_bytes) * 2 > limits.bytes):
+            raise QueueFull(
+                f"Too many of your requests wait for the model {pool.access_code!r} ({count} requests, {size} bytes); "
+                "wait for some of them to be answered."
             )
 
     def _waited_too_long(self, pool: _Pool, ticket: Ticket) -> KuwaError:

@@ -1,6 +1,7 @@
 """The kernel's clock: it lets registry and dispatcher know that time has passed, and asks replicas how they are.
 
-Executors of the old wire are asked GET /health, upstreams GET /models; our own renew their lease and are not asked.
+Executors of the old wire are asked GET /health, upstreams GET /models; our own renew their lease and are asked only
+after their breaker has opened.
 `settle` is the one way by which changes of the registry reach the queues; `api/native` calls it too.
 """
 
@@ -123,8 +124,8 @@ class Watch:
 
 
 def health_url(replica: Replica) -> str:
-    """What to GET to learn whether the replica works: the root's /health of an old executor, /models of an upstream."""
+    """What to GET to learn whether the replica works: the root's /health of an executor, /models of an upstream."""
     if replica.source == "upstream":
         return f"{replica.base_url}/models"
-    parts = urlsplit(replica.endpoint)
+    parts = urlsplit(replica.endpoint or replica.base_url)
     return f"{parts.scheme}://{parts.netloc}/health"

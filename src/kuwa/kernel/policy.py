@@ -35,7 +35,7 @@ class LeastLoaded:
         """The replica's running count, slots or state changed."""
         slots = replica.slots
         running = replica.running
-        if running >= slots or replica.state != "ready":
+        if running >= replica.admits or replica.state != "ready":
             self._turns.pop(replica, None)
             return
         self._turn = turn = self._turn + 1

@@ -45,11 +45,12 @@ class Ticket:
 class _Line:
     """The waiting tickets of one principal. `deficit` is how many of them its turn still allows."""
 
-    __slots__ = ("deficit", "principal", "tickets")
+    __slots__ = ("bytes", "deficit", "principal", "tickets")
 
     def __init__(self, principal: str) -> None:
         self.principal = principal
         self.tickets: OrderedDict[Ticket, None] = OrderedDict()
+        self.bytes = 0
         self.deficit = 0.0
 
 
@@ -89,6 +90,7 @@ class FairQueue:
             line = self._lines[ticket.principal] = _Line(ticket.principal)
             self._turns.append(line)
         line.tickets[ticket] = None
+        line.bytes += ticket.cost_bytes
         self.waiting += 1
 
     def pop(self) -> Ticket:
@@ -117,10 +119,16 @@ class FairQueue:
             return
         line = self._lines[ticket.principal]
         del line.tickets[ticket]
+        line.bytes -= ticket.cost_bytes
         self.waiting -= 1
         if not line.tickets:
             del self._lines[ticket.principal]
             self._turns.remove(line)
+
+    def held_by(self, principal: str) -> tuple[int, int]:
+        """How many tickets of this principal wait in its line, and their bytes."""
+        line = self._lines.get(principal)
+        return (len(line.tickets), line.bytes) if line is not None else (0, 0)
 
     def older_than(self, moment: float) -> list[Ticket]:
         """The tickets that have waited since before `moment`."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
+from kuwa.kernel.breaker import Breaker
 from kuwa.wire.errors import InvalidRequest
 from kuwa.wire.lease import LEASE_TTL_S, Lease, Load, Registration
 
@@ -34,6 +35,7 @@ POLL_STARTING_S = 0.5
 POLL_FAILED_S = 1.0
 POLL_UPSTREAM_S = 10.0
 POLL_UPSTREAM_FAILED_S = 2.0
+POLL_LAST_RESORT_S = 1.0
 MAX_REMEMBERED_CODES = 10_000
 
 UNLIMITED = 1 << 30
@@ -47,6 +49,8 @@ class Replica:
     """One executor process that can answer for its access codes.
 
     The registry alone writes `state`; the dispatcher alone writes `running`, the exact count of held slots.
+    `admits` is how many slots may be held now: all `slots`, or one while it is on trial. `lost` is set when its
+    process is given up as dead or frozen, so that whatever still waits for it need wait no longer.
     `base_url` is of the OpenAI dialect (`http://127.0.0.1:4001/v1`), `endpoint` the chat endpoint of the v1.0
     wire. `model` is the name to send upstream, empty where it is the access code. Times are monotonic seconds.
     """
@@ -62,6 +66,7 @@ class Replica:
     model: str = ""
     authorization: bytes = field(default=b"", repr=False)
     slots: int = 1
+    admits: int = field(init=False)
     running: int = 0
     state: State = "starting"
     since: float = 0.0
@@ -69,13 +74,25 @@ class Replica:
     registered_from: str = ""
     heard_at: float = 0.0
     next_poll: float = math.inf
+    last_poll: float = -math.inf
     failures: int = 0
+    breaker: Breaker = field(default_factory=Breaker)
+    lost: bool = False
     note: str = ""
     load: Load = _NO_LOAD
     capabilities: frozenset[str] = frozenset()
     context_length: int = 0
+    fingerprint: str = ""
     executor: str = ""
     version: str = ""
+
+    def __post_init__(self) -> None:
+        self.admits = self.slots
+
+    @property
+    def resumes(self) -> bool:
+        """Whether its streams can be gone on with elsewhere, and others' here."""
+        return bool(self.fingerprint) and "resume" in self.capabilities
 
     @property
     def address(self) -> str:
@@ -119,7 +136,8 @@ class Registry:
         replica.registered_from = registered_from
         replica.heard_at = now
         self._join(replica)
-        self._enter(replica, registration.state, now)
+        if replica.state != "ejected" or registration.state != "ready":
+            self._enter(replica, registration.state, now)
         return Lease(lease_id=replica.id)
 
     def _refuse_older(self, registration: Registration, known: Replica | None) -> None:
@@ -163,12 +181,15 @@ class Registry:
         replica.base_url = dialects.openai
         replica.endpoint = dialects.v1_0
         replica.slots = registration.concurrency
+        self._admit(replica)
+        replica.fingerprint = registration.fingerprint
         replica.load = registration.load
         replica.capabilities = frozenset(registration.capabilities)
         replica.context_length = registration.context_length
         replica.executor = registration.executor
         replica.version = registration.version
-        replica.note = registration.load.progress
+        if replica.state != "ejected":
+            replica.note = registration.load.progress
 
     def register_old(self, name: str, endpoint: str, now: float, registered_from: str = "") -> None:
         """Take in an executor of the old wire: `starting` until its health answers.
@@ -280,6 +301,7 @@ class Registry:
         silent_s = now - replica.heard_at
         if silent_s >= LEASE_TTL_S:
             replica.note = f"not renewed for {LEASE_TTL_S:g} s"
+            replica.lost = True
             self._leave(replica, now)
         elif silent_s >= SUSPECT_AFTER_S and replica.state == "ready":
             self._enter(replica, "suspect", now)
@@ -292,36 +314,99 @@ class Registry:
             patience_s = BUSY_SILENCE_S if replica.running else LEASE_TTL_S
             silent_s = now - replica.heard_at if replica.failures else 0.0
         if silent_s >= patience_s:
+            replica.lost = True
             self._leave(replica, now)
+
+    def failed(self, replica: Replica, now: float, why: str) -> None:
+        """An attempt there failed. After several in a row it is ejected, unless it is the last that is ready."""
+        if replica.breaker.fail() and replica.state == "ready" and self._others_ready(replica):
+            self._eject(replica, now, why)
+
+    def doubt(self, replica: Replica, now: float) -> None:
+        """Its connection broke, or nobody listens there: no more requests until its health or its lease says more."""
+        if replica.source == "lease" and replica.state == "ready":
+            self._enter(replica, "suspect", now)
+            replica.next_poll = now
+
+    def worked(self, replica: Replica) -> None:
+        """An attempt there went well, after others had failed."""
+        replica.breaker.close()
+        self._admit(replica)
+
+    def _eject(self, replica: Replica, now: float, why: str) -> None:
+        replica.note = why
+        replica.last_poll = now
+        replica.next_poll = now + replica.breaker.open()
+        self._admit(replica)
+        self._enter(replica, "ejected", now)
+
+    def _admit(self, replica: Replica) -> None:
+        admits = 1 if replica.breaker.half_open else replica.slots
+        if admits != replica.admits:
+            replica.admits = admits
+            self._changed[replica] = None
+
+    def _others_ready(self, replica: Replica) -> bool:
+        """Whether each of its access codes has another replica that takes requests."""
+        return all(
+            any(other is not replica and other.state == "ready" for other in self._by_code[code])
+            for code in replica.access_codes
+        )
 
     def polls_due(self, now: float) -> list[Replica]:
         """The replicas whose health is to be asked now. Each is out until `health` brings its answer."""
-        due = [r for r in self._executors.values() if r.next_poll <= now and r.alive]
+        due = [r for r in self._executors.values() if r.alive and self._poll_due(r, now)]
         for replica in due:
             replica.next_poll = math.inf
+            replica.last_poll = now
         return due
+
+    def _poll_due(self, replica: Replica, now: float) -> bool:
+        if replica.next_poll <= now:
+            return True
+        # While an access code has nothing that is ready, its ejected replicas are asked again soon.
+        hurried = replica.state == "ejected" and replica.next_poll < math.inf
+        return hurried and now - replica.last_poll >= POLL_LAST_RESORT_S and not self._others_ready(replica)
 
     def health(self, replica: Replica, answer: Answer, now: float, note: str = "") -> None:
         """Take the answer to a poll: `refused` where nobody listens, `silent` for any other failure."""
         if not replica.alive:
             return
-        replica.note = note
         if answer == "ok":
-            replica.heard_at = now
-            replica.failures = 0
-            replica.next_poll = now + (POLL_UPSTREAM_S if replica.source == "upstream" else POLL_S)
-            self._enter(replica, "ready", now)
+            self._healthy(replica, now)
+        elif replica.source == "lease" and replica.state != "ejected":
+            replica.next_poll = math.inf  # its lease will tell
+        elif replica.state == "ejected":
+            replica.note = note
+            replica.next_poll = now + replica.breaker.open()
         elif replica.source == "upstream":
+            replica.note = note
             self._upstream_failed(replica, now)
-        else:
+        elif replica.source == "old":
+            replica.note = note
             self._old_failed(replica, answer, now)
+
+    def _healthy(self, replica: Replica, now: float) -> None:
+        replica.failures = 0
+        replica.note = ""
+        if replica.state == "ejected":
+            replica.breaker.probe()
+            self._admit(replica)
+        if replica.source == "lease":  # its lease says whether it lives; only its breaker asked
+            replica.next_poll = math.inf
+        else:
+            replica.heard_at = now
+            replica.next_poll = now + (POLL_UPSTREAM_S if replica.source == "upstream" else POLL_S)
+        if replica.source != "lease" or replica.state in ("ejected", "suspect"):
+            self._enter(replica, "ready", now)
 
     def _upstream_failed(self, replica: Replica, now: float) -> None:
         """One failed poll may be the network's; at the second it gets no more requests until a poll works."""
         replica.failures += 1
         replica.next_poll = now + POLL_UPSTREAM_FAILED_S
         if replica.failures >= 2 and replica.state == "ready":
-            self._enter(replica, "ejected", now)
+            self._eject(replica, now, replica.note)
+            replica.next_poll = now + POLL_UPSTREAM_FAILED_S
 
     def _old_failed(self, replica: Replica, answer: Answer, now: float) -> None:
         if replica.state == "starting":

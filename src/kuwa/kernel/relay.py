@@ -5,7 +5,9 @@ an attempt which fails before it can be made again elsewhere. There are three:
 
 - `EventRelay`: OpenAI events to an OpenAI client, the hot path. Whole events pass unread. The first events are held
   until one has content; reads whose end is not that of an ordinary event are read event by event, which is where
-  the usage event is withheld from clients that did not ask, and where the end of the answer is noted.
+  the usage event is withheld from clients that did not ask, and where the end of the answer is noted. What is sent
+  is kept in a journal if the replica announced how to go on with the stream; a relay that goes on with one is
+  given the `Replay` that says what of it is new.
 - `WholeRelay`: an answer in one piece, sent when it is complete.
 - `TranslatingRelay`: where client and replica speak different wires.
 """
@@ -18,10 +20,13 @@ import msgspec
 
 from kuwa.http.exchange import Exchange, HeaderPair
 from kuwa.http.framing import ResponseHead, unframe
+from kuwa.kernel.events import blocks_of, data_of, event_in, whole_events
+from kuwa.kernel.resume import MAX_JOURNAL_BYTES, Journal, Replay
 from kuwa.kernel.story import Signal
-from kuwa.kernel.translate import Translator, Usage
+from kuwa.kernel.translate import PassedOn, Translator, Usage
 from kuwa.wire import sse
 from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamLost
+from kuwa.wire.resume import announcement_in
 
 MAX_ERROR_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -60,7 +65,12 @@ class Clock(Protocol):
 
 
 class Relay:
-    """What all attempts share: refusals collected, losses told, the first content stamped."""
+    """What all attempts share: refusals collected, losses told, the first content stamped.
+
+    `takes_comments`: what the client gets are whole events, so that a comment may stand between any two writes.
+    """
+
+    takes_comments = False
 
     __slots__ = ("_clock", "_exchange", "_headers", "_refusal", "_refused", "begun", "first_content_at", "outcome")
 
@@ -113,35 +123,40 @@ class Relay:
         """The first content is here: from now on this attempt is the client's answer."""
         self.begun = True
         self.first_content_at = self._clock.time()
-        self._exchange.start(200, self._headers)
+        if not self._exchange.started:  # a client that asked to be told of its waiting has had the head already
+            self._exchange.start(200, self._headers)
 
     def _fail(self, error: KuwaError) -> None:
         self.outcome.fire(Outcome(error=error, delivered=self.begun))
 
 
-class _Choice(msgspec.Struct, gc=False):
-    delta: dict[str, msgspec.Raw] = {}
-    text: str = ""
-    finish_reason: str | None = None
-
-
-class _Event(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: Usage | None = None
-    error: dict[str, msgspec.Raw] | str | None = None
-
-
-_decode_event = msgspec.json.Decoder(_Event).decode
-_EMPTY = (b'""', b"null", b"[]", b"{}")
-
-
 class EventRelay(Relay):
     """OpenAI events, passed through."""
 
-    __slots__ = ("_carry", "_done", "_finished", "_held", "_ordinary", "_usage", "_usage_wanted")
+    takes_comments = True
+
+    __slots__ = (
+        "_carry",
+        "_done",
+        "_finished",
+        "_held",
+        "_journal",
+        "_kept",
+        "_ordinary",
+        "_replay",
+        "_usage",
+        "_usage_wanted",
+    )
 
     def __init__(
-        self, exchange: Exchange, headers: tuple[HeaderPair, ...], clock: Clock, *, include_usage: bool
+        self,
+        exchange: Exchange,
+        headers: tuple[HeaderPair, ...],
+        clock: Clock,
+        *,
+        include_usage: bool,
+        journal: Journal | None = None,
+        replay: Replay | None = None,
     ) -> None:
         super().__init__(exchange, headers, clock)
         self._usage_wanted = include_usage
@@ -151,6 +166,12 @@ class EventRelay(Relay):
         self._ordinary = _NEVER
         self._finished = False
         self._done = False
+        self._journal = journal
+        self._replay = replay
+        self._kept: bytearray | None = None
+        if replay is not None and journal is not None:
+            self.begun = True
+            self._kept = journal.frames
 
     def _accepted(self, head: ResponseHead) -> None:
         super()._accepted(head)
@@ -162,55 +183,95 @@ class EventRelay(Relay):
         # Nothing held, nothing cut, nothing but ordinary events: the replica's own framing passes on.
         if self.begun and frames.endswith(self._ordinary) and not self._carry and self._exchange.chunked:
             self._exchange.write_framed(frames)
+            kept = self._kept
+            if kept is not None:
+                kept += frames
+                if len(kept) > MAX_JOURNAL_BYTES:
+                    self.forget()
         else:
             self.on_data(unframe(frames), ended)
+
+    def forget(self) -> None:
+        """The journal has grown too large: give it up."""
+        self._kept = None
+        if self._journal is not None:
+            self._journal.drop()
 
     def _body(self, data: bytes, ended: bool) -> None:
         if self.outcome.fired:
             return
         if self._carry:
             data = self._carry + data
-        cut = len(data) if ended else _whole_events(data)
+        cut = len(data) if ended else whole_events(data)
         self._carry = data[cut:]
         if len(self._carry) > sse.MAX_EVENT_BYTES:
             self._fail(BadUpstream(f"The replica sent an event of more than {sse.MAX_EVENT_BYTES} bytes."))
             return
         events = data[:cut]
-        if events and not self._pass(events):
-            return
+        if events:
+            try:
+                self._pass(events)
+            except KuwaError as error:
+                self._fail(error)
+                return
         if ended:
             self._end()
 
-    def _pass(self, events: bytes) -> bool:
-        """Pass whole events on, held back, thinned out or as they are. Returns False when the attempt has failed."""
+    def _pass(self, events: bytes) -> None:
+        """Pass whole events on, held back, thinned out or as they are. Raises what makes the attempt fail."""
         content = False
         kept: list[bytes] = []
-        for block in _blocks(events):
-            event = _event_of(block)
+        for block in blocks_of(events):
+            new = self._expected(block)
+            if not new:
+                continue
+            data = data_of(new)
+            event = event_in(data)
             if event is None:
-                self._done = self._done or _data_of(block) == sse.DONE
+                self._done = self._done or data == sse.DONE
             else:
-                if event.error is not None and not self.begun and not content:
-                    self._fail(BadUpstream(f"The replica failed: {_error_text(event.error)}"))
-                    return False
-                content = content or _has_content(event)
-                self._finished = self._finished or event.error is not None or _finishes(event)
+                if event.error is not None:
+                    self._write(b"".join(kept), content)
+                    raise PassedOn.of(502, data) or BadUpstream(f"The replica failed: {data[:500]!r}")
+                content = content or event.has_content
+                self._finished = self._finished or event.finishes
                 if event.usage is not None:
                     self._usage = event.usage
                     if not event.choices and not self._usage_wanted:
                         continue
-            kept.append(block)
-        out = events if len(kept) == 1 and len(kept[0]) == len(events) else b"".join(kept)
+            kept.append(new)
+        self._write(events if len(kept) == 1 and len(kept[0]) == len(events) else b"".join(kept), content)
+
+    def _expected(self, block: bytes) -> bytes:
+        """What of an event is for the client: not the announcement, nor what it has had before the replica was lost."""
+        if self._replay is not None:
+            new = self._replay.take(block)
+            if self._replay.done:
+                self._replay = None
+            return new
+        if not self.begun and self._journal is not None:
+            announced = announcement_in(block)
+            if announced is not None:
+                self._kept = self._journal.begin(announced)
+                return b""
+        return block
+
+    def _write(self, out: bytes, content: bool) -> None:
         if not self.begun:
             self._held += out
             if not content and not self._finished and len(self._held) < MAX_HELD_BYTES:
-                return True
+                return
             out, self._held = self._held, b""
             self._begin()
+        if not out:
+            return
         if not self._finished:
             self._learn(out)
         self._exchange.write(out)
-        return True
+        if self._kept is not None:
+            self._kept += b"%x\r\n%b\r\n" % (len(out), out)
+            if len(self._kept) > MAX_JOURNAL_BYTES:
+                self.forget()
 
     def _learn(self, events: bytes) -> None:
         """Remember how an ordinary event ends, so that reads ending like it need not be read."""
@@ -221,7 +282,7 @@ class EventRelay(Relay):
             self._ordinary = _NEVER
 
     def _end(self) -> None:
-        if not (self._finished or self._done) or not self.begun:
+        if not (self._finished or self._done) or not self.begun or self._replay is not None:
             self._fail(UpstreamLost("The replica ended its answer without finishing it."))
             return
         self._exchange.end(b"" if self._done else sse.DONE_EVENT)
@@ -327,60 +388,3 @@ class TranslatingRelay(Relay):
                 self._begin()
             self._exchange.end(translator.end())
         self.outcome.fire(Outcome(delivered=True, usage=translator.usage))
-
-
-def _whole_events(data: bytes) -> int:
-    """How many bytes of `data` are whole events: up to the last blank line."""
-    lf = data.rfind(b"\n\n") + 2
-    crlf = data.rfind(b"\r\n\r\n") + 4
-    return max(lf if lf >= 2 else 0, crlf if crlf >= 4 else 0)
-
-
-def _blocks(events: bytes) -> list[bytes]:
-    """Whole events one by one, each with the blank line that ends it."""
-    separator = b"\n\n" if b"\r" not in events else b"\r\n\r\n"
-    parts = events.split(separator)
-    last = parts.pop()
-    blocks = [part + separator for part in parts]
-    if last:
-        blocks.append(last)
-    return blocks
-
-
-def _data_of(block: bytes) -> bytes:
-    """The data of an event; of several data lines, joined."""
-    if block.startswith(b"data: ") and block.find(b"\n", 0, len(block) - 2) < 0:
-        return block[6:].strip()
-    return b"\n".join(line[5:].removeprefix(b" ") for line in block.splitlines() if line.startswith(b"data:")).strip()
-
-
-def _event_of(block: bytes) -> _Event | None:
-    """The event's message, or None for comments, [DONE] and what is no JSON object."""
-    data = _data_of(block)
-    if not data.startswith(b"{"):
-        return None
-    try:
-        return _decode_event(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-
-
-def _has_content(event: _Event) -> bool:
-    """Whether the event carries more than the role."""
-    return any(
-        choice.text
-        or choice.finish_reason is not None
-        or any(bytes(value) not in _EMPTY for name, value in choice.delta.items() if name != "role")
-        for choice in event.choices
-    )
-
-
-def _finishes(event: _Event) -> bool:
-    return any(choice.finish_reason is not None for choice in event.choices)
-
-
-def _error_text(error: dict[str, msgspec.Raw] | str) -> str:
-    if isinstance(error, str):
-        return error[:500]
-    message = error.get("message")
-    return bytes(message)[:500].decode("utf-8", "replace") if message is not None else "it gave no reason."

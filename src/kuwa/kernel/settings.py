@@ -43,7 +43,9 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that can be set. `drain_s` is how long a stopping kernel lets its requests run on."""
+    """Everything that can be set. `drain_s` is how long a stopping kernel lets its requests run on; `listen_fd` a
+    socket that listens already, inherited from whoever started the kernel, -1 for none.
+    """
 
     host: str = "127.0.0.1"
     port: int = 9000
@@ -53,7 +55,8 @@ class Settings:
     allowed_executors: tuple[str, ...] = ()
     insecure_no_auth: bool = False
     ca_file: str = ""
-    drain_s: float = 10.0
+    drain_s: float = 60.0
+    listen_fd: int = -1
 
 
 DEFAULTS = Settings()
@@ -76,6 +79,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str] | None = None) 
         insecure_no_auth=source.one("insecure_no_auth", _switch, DEFAULTS.insecure_no_auth),
         ca_file=source.one("ca_file", _readable_file, DEFAULTS.ca_file),
         drain_s=source.one("drain_s", _seconds, DEFAULTS.drain_s),
+        listen_fd=source.one("listen_fd", _descriptor, _activated(env)),
     )
     if not may_listen(settings.host, insecure_no_auth=settings.insecure_no_auth):
         raise BadSetting(
@@ -174,6 +178,18 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds <= MAX_DRAIN_S:
         raise ValueError(f"expected seconds from 0 to {MAX_DRAIN_S:g}")
     return seconds
+
+
+def _descriptor(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) >= 3):
+        raise ValueError("an inherited socket is a number from 3")
+    return int(text)
+
+
+def _activated(environ: Mapping[str, str]) -> int:
+    """The socket by which systemd starts a service: always number 3, where the variables are meant for us."""
+    meant = environ.get("LISTEN_PID") == str(os.getpid()) and environ.get("LISTEN_FDS", "").isdigit()
+    return 3 if meant else DEFAULTS.listen_fd
 
 
 def _readable_file(text: str) -> str:

@@ -122,6 +122,22 @@ class MethodNotAllowed(KuwaError):
     code = "method_not_allowed"
 
 
+class RequestCancelled(KuwaError):
+    """Its own principal ended the request."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "request_cancelled"
+
+
+class ResumeMismatch(KuwaError):
+    """This executor cannot go on with a stream that another one began. Between kernel and executors only."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "resume_mismatch"
+
+
 class RequestTimeout(KuwaError):
     """The client took too long to send its request."""
 

@@ -49,6 +49,8 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
 
     `incarnation` is the start of the executor's process in nanoseconds since the epoch: it only ever grows.
     `context_length` is in tokens, 0 where unknown. `ended` are the cut requests since the last renewal that arrived.
+    `fingerprint`: executors that name the same one give the same answer to the same seeded request; empty where that
+    cannot be said.
     """
 
     executor_id: str
@@ -61,6 +63,7 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 1
     capabilities: list[str] = []
     context_length: int = 0
+    fingerprint: str = ""
     load: Load = Load()
     ended: list[EndedRequest] = []
     started_at: float = 0.0

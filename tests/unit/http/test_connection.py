@@ -269,11 +269,13 @@ async def test_a_body_longer_than_its_announced_length_never_looks_complete() ->
 async def test_a_draining_server_lets_requests_end_and_closes_after_them() -> None:
     client = Client()
     client.send(post(b""))
-    assert client.connection.close_when_idle()
+    client.connection.close_if_idle()
+    assert client.connection.busy
+    assert not client.transport.closed
     client.server.draining = True
     client.exchanges[0].respond(200, b"done")
     assert b"connection: close" in client.transport.written
     assert client.transport.closed
     idle = Client()
-    assert not idle.connection.close_when_idle()
+    idle.connection.close_if_idle()
     assert cast("Transport", idle.transport).closed

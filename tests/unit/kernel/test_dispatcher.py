@@ -154,10 +154,19 @@ class TestWhatCannotBeServed:
     def test_the_queue_is_bounded_in_count(self) -> None:
         house = House(limits=Limits(waiting=2))
         house.join("a")
+        for principal in "abc":
+            house.ask(principal=principal)
+        with pytest.raises(QueueFull, match="2 requests"):
+            house.ask(principal="d")
+
+    def test_one_principal_may_fill_half_of_the_queue(self) -> None:
+        house = House(limits=Limits(waiting=4))
+        house.join("a")
         for _ in range(3):
             house.ask()
-        with pytest.raises(QueueFull, match="2 requests"):
+        with pytest.raises(QueueFull, match="your requests"):
             house.ask()
+        assert house.ask(principal="other").queued
 
     def test_the_queue_is_bounded_in_bytes(self) -> None:
         house = House(limits=Limits(bytes=100))
@@ -165,8 +174,8 @@ class TestWhatCannotBeServed:
         house.ask(cost_bytes=1000)
         house.ask(cost_bytes=60)
         with pytest.raises(QueueFull):
-            house.ask(cost_bytes=60)
-        assert house.ask(cost_bytes=40).queued
+            house.ask(principal="q", cost_bytes=60)
+        assert house.ask(principal="q", cost_bytes=40).queued
 
     def test_a_request_waits_no_longer_than_the_bound(self) -> None:
         house = House(limits=Limits(wait_s=5))

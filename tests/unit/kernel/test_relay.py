@@ -191,7 +191,7 @@ def test_an_answer_that_finished_without_saying_done_is_completed() -> None:
     assert outcome_of(relay).error is None
 
 
-def test_an_error_event_before_content_fails_the_attempt_and_later_passes() -> None:
+def test_an_error_event_fails_the_attempt_whether_or_not_content_came_before_it() -> None:
     error = b'data: {"error":{"message":"no memory","code":500}}\n\n'
     early = Client()
     relay = relay_to(early)
@@ -199,8 +199,11 @@ def test_an_error_event_before_content_fails_the_attempt_and_later_passes() -> N
     assert "no memory" in str(outcome_of(relay).error)
     assert early.transport.written == b""
     late = Client()
-    feed(relay_to(late), [ROLE, WORDS[0], error, DONE, b""])
-    assert late.data()[-2:] == [error[6:-2], b"[DONE]"]
+    relay = relay_to(late)
+    feed(relay, [ROLE, WORDS[0], error, DONE, b""])
+    assert outcome_of(relay).delivered
+    assert "no memory" in str(outcome_of(relay).error)
+    assert late.data() == [ROLE[6:-2], WORDS[0][6:-2]]
 
 
 def test_what_is_no_event_stream_is_refused() -> None:

@@ -159,7 +159,8 @@ class Answer:
         for call in delta.tool_calls or ():
             if call.index == 0 or self._parallel:
                 function = call.function
-                yield ToolCallDelta(call.index, call.id or "", function.name or "", function.arguments or "", index)
+                # Its id is drawn anew each time; the framework's is the same when the answer is computed again.
+                yield ToolCallDelta(call.index, "", function.name or "", function.arguments or "", index)
         if choice.finish_reason is not None:
             ended_well = self._calls is not None and choice.finish_reason == "stop"
             yield Finish("tool_calls" if ended_well else choice.finish_reason, index)

@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from kuwa.builtin.llamacpp.sampling import PARAMETERS
 from kuwa.executor import LLMExecutor, Request, SetupFailed
 from kuwa.executor.chunks import Chunk
@@ -46,7 +48,7 @@ class LlamaCppExecutor(LLMExecutor):
     LLM_name = "gguf"
     description = "[On-premises model] Run the GGUF model locally."
     concurrency = 4
-    capabilities = ("tools", "response_format", "logprobs", "n", "suffix")
+    capabilities = ("tools", "response_format", "logprobs", "n", "suffix", "resume")
     handles_stop = True
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -94,6 +96,7 @@ class LlamaCppExecutor(LLMExecutor):
     def _prepare(self, files: Files) -> None:
         """Everything that can be checked without loading the model."""
         from kuwa.builtin.llamacpp.engine import Engine
+        from kuwa.builtin.llamacpp.fingerprint import fingerprint
         from kuwa.builtin.llamacpp.keeping import KeptSlots
         from kuwa.builtin.llamacpp.launch import child_config, positive
         from kuwa.builtin.llamacpp.renderer import Renderer
@@ -118,6 +121,13 @@ class LlamaCppExecutor(LLMExecutor):
         self._engine = Engine(config)
         self._kept = KeptSlots(self._engine, config) if config.slot_folder else None
         self._renderer = Renderer()
+        beside = [path for path in (files.projector, files.draft, *(path for path, _ in files.adapters)) if path]
+        same = msgspec.structs.replace(config, model_path="", cache_mib=0, slot_folder="", environment={})
+        # The number of slots and threads too: they decide in which order numbers are added up.
+        started = (same, [path.stat().st_size for path in beside])
+        asked = (self.args.system_prompt, self.args.no_system_prompt, self._limit, self._defaults)
+        # Of a llama-server nobody knows the version: its answers are not computed again elsewhere.
+        self._fingerprint = "" if config.server else fingerprint(self._path, (*started, *asked))
         self._announce(config)
 
     def _check(self, files: Files) -> Files:
@@ -173,6 +183,13 @@ class LlamaCppExecutor(LLMExecutor):
 
     def healthy(self) -> str:
         return self._engine.trouble
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def own_seed(self) -> int | None:
+        seed = self._defaults.get("seed")
+        return seed if isinstance(seed, int) and seed >= 0 else None
 
     async def llm_compute(self, request: Request) -> AsyncIterator[Chunk]:
         from kuwa.builtin.llamacpp.answer import Answer

@@ -89,4 +89,7 @@ def _common(request: Request, defaults: Mapping[str, Any]) -> dict[str, Any]:
     payload = merge(defaults, request.parameters, PARAMETERS)
     payload.update((name, request.body[name]) for name in PASSED_ON if request.body.get(name) is not None)
     payload.update(stream=True, stream_options={"include_usage": True})
+    if request.resume is not None:
+        # Numbers round otherwise after a prompt that was read in another number of pieces.
+        payload["cache_prompt"] = False
     return payload

@@ -16,6 +16,7 @@ from kuwa.kernel.api.openai import FORM, JSON, forwarded_headers, principal_of, 
 from kuwa.kernel.chat import Chat, ChatRequest, Outgoing
 from kuwa.kernel.registry import Replica
 from kuwa.kernel.relay import Clock, Relay, TranslatingRelay
+from kuwa.kernel.resume import Journal, Replay
 from kuwa.kernel.translate import PlainText, TextFromEvents, body_for_upstream
 from kuwa.wire import form as form_wire
 from kuwa.wire.errors import ContextLengthExceeded, KuwaError
@@ -33,7 +34,16 @@ class FormDialect:
             return Outgoing(replica.base_url + request.route, JSON, body)
         return Outgoing(replica.endpoint, FORM, form_wire.encode_form(request.form or {}))
 
-    def relay(self, exchange: Exchange, request: ChatRequest, replica: Replica, clock: Clock) -> Relay:
+    def relay(
+        self,
+        exchange: Exchange,
+        request: ChatRequest,
+        replica: Replica,
+        clock: Clock,
+        journal: Journal | None,
+        replay: Replay | None,
+    ) -> Relay:
+        """Raw text is not kept: a stream of this wire ends with the replica that began it."""
         translator = TextFromEvents() if replica.wire == "openai" else PlainText()
         return TranslatingRelay(exchange, (*request.reply_headers, *TEXT), clock, translator)
 

@@ -15,8 +15,9 @@ from kuwa.http.exchange import Exchange, Head, HeaderPair
 from kuwa.kernel.chat import Chat, ChatRequest, Outgoing
 from kuwa.kernel.registry import Replica
 from kuwa.kernel.relay import Clock, EventRelay, Relay, TranslatingRelay, WholeRelay
+from kuwa.kernel.resume import Journal, Replay
 from kuwa.kernel.translate import CompletionFromText, EventsFromText, body_for_upstream, form_from_openai
-from kuwa.wire.errors import InvalidRequest, KuwaError, Unsupported
+from kuwa.wire.errors import InvalidRequest, KuwaError, RequestCancelled, Unsupported
 from kuwa.wire.form import encode_form
 from kuwa.wire.names import RequestIds, echoable_request_id
 
@@ -24,6 +25,9 @@ JSON = b"application/json"
 FORM = b"application/x-www-form-urlencoded"
 FORWARDED = (b"traceparent", b"tracestate", b"x-request-id", b"accept-language", b"x-kuwa-provider-key")
 PRINCIPAL_BYTES = 16
+
+
+_ABSENT = msgspec.Raw()
 
 
 class _HeadRead(msgspec.Struct, frozen=True):
@@ -44,6 +48,7 @@ class _Routed(msgspec.Struct):
     stream: bool | None = False
     stream_options: _StreamOptions | None = None
     user: str | None = None
+    kuwa_resume: msgspec.Raw = _ABSENT
 
 
 _decode = msgspec.json.Decoder(_Routed).decode
@@ -66,12 +71,21 @@ class OpenAIDialect:
         form = form_from_openai(_decode_all(request.body), request.access_code, history_id, "0")
         return Outgoing(replica.endpoint, FORM, encode_form(form))
 
-    def relay(self, exchange: Exchange, request: ChatRequest, replica: Replica, clock: Clock) -> Relay:
+    def relay(
+        self,
+        exchange: Exchange,
+        request: ChatRequest,
+        replica: Replica,
+        clock: Clock,
+        journal: Journal | None,
+        replay: Replay | None,
+    ) -> Relay:
         headers = request.reply_headers
         if replica.wire == "openai":
             if request.whole:
                 return WholeRelay(exchange, headers, clock)
-            return EventRelay(exchange, headers, clock, include_usage=request.include_usage)
+            usage = request.include_usage
+            return EventRelay(exchange, headers, clock, include_usage=usage, journal=journal, replay=replay)
         answer_id = "chatcmpl-" + request.id
         if request.whole:
             whole = CompletionFromText(answer_id, request.access_code)
@@ -83,7 +97,7 @@ class OpenAIDialect:
         exchange.fail(error, request.reply_headers)
 
     def aborted(self, exchange: Exchange, request: ChatRequest) -> None:
-        exchange.fail(InvalidRequest("The request was cancelled."), request.reply_headers)
+        exchange.fail(RequestCancelled("The request was cancelled."), request.reply_headers)
 
 
 class OpenAIRoutes:
@@ -119,6 +133,8 @@ class OpenAIRoutes:
             routed = read_body(exchange.body)
             if routed.stream_options is not None and not routed.stream:
                 raise InvalidRequest("'stream_options' goes with 'stream': true only.", param="stream_options")
+            if routed.kuwa_resume is not _ABSENT:
+                raise InvalidRequest("'kuwa_resume' is for the kernel's own use.", param="kuwa_resume")
             body, include_usage = exchange.body, False
             stream = bool(routed.stream) and streams
             if stream:
@@ -137,6 +153,7 @@ class OpenAIRoutes:
             body=body,
             whole=not stream,
             include_usage=include_usage,
+            progress=exchange.headers.get(b"x-kuwa-progress") == b"1",
             forwarded=forwarded_headers(exchange),
             reply_headers=reply_headers,
         )
@@ -170,17 +187,25 @@ def forwarded_headers(exchange: Exchange) -> tuple[HeaderPair, ...]:
 
 def principal_of(exchange: Exchange, user: str | None) -> str:
     """Whom the request counts for: the bearer token's hash, else the named user, else the peer's address."""
-    if key := _read(exchange.headers).key:
+    return principal(_read(exchange.headers).key, user, exchange.peer[0])
+
+
+def principal(key: str, user: str | None, host: str) -> str:
+    if key:
         return key
-    return f"user {user}" if user else f"peer {exchange.peer[0]}"
+    return f"user {user}" if user else f"peer {host}"
+
+
+def key_of(token: bytes) -> str:
+    """The principal that a bearer token names."""
+    return "key " + hashlib.blake2b(token, digest_size=PRINCIPAL_BYTES).hexdigest() if token else ""
 
 
 def _read(head: Head) -> _HeadRead:
     known = head.derived
     if isinstance(known, _HeadRead):
         return known
-    token = head.get(b"authorization")
-    key = "key " + hashlib.blake2b(token, digest_size=PRINCIPAL_BYTES).hexdigest() if token else ""
+    key = key_of(head.get(b"authorization") or b"")
     forwarded = tuple([(name, value) for name in FORWARDED if (value := head.get(name)) is not None])
     head.derived = read = _HeadRead(key, forwarded)
     return read

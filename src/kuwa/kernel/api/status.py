@@ -12,13 +12,15 @@ from starlette.responses import Response
 
 from kuwa import __version__
 from kuwa.kernel.api import page
+from kuwa.kernel.api.openai import key_of, principal
 from kuwa.kernel.api.page import Cell
 from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.metrics import Exposition
 from kuwa.kernel.registry import Registry
-from kuwa.wire.errors import Draining, NotFound
+from kuwa.wire.errors import Draining, InvalidRequest, NotFound
 
 RequestStatus = Callable[[str], dict[str, Any] | None]
+Cancel = Callable[[str, str], bool]
 
 
 class StatusApi:
@@ -31,6 +33,7 @@ class StatusApi:
         exposition: Exposition,
         *,
         request_status: RequestStatus,
+        cancel: Cancel,
         draining: Callable[[], bool],
         clock_offset: float,
     ) -> None:
@@ -38,6 +41,7 @@ class StatusApi:
         self._dispatcher = dispatcher
         self._exposition = exposition
         self._request_status = request_status
+        self._cancel = cancel
         self._draining = draining
         self._clock_offset = clock_offset
 
@@ -76,6 +80,17 @@ class StatusApi:
             raise NotFound(f"No request {request_id[:100]!r} is queued or running; it may have ended.")
         return _json(status)
 
+    async def cancel(self, request: Request) -> Response:
+        """End a request that is queued or running. By its own principal only: with the same bearer token, or else
+        with the same `user` in a JSON body, or else from the same address."""
+        request_id = request.path_params["id"]
+        token = request.headers.get("authorization", "").encode()
+        host = request.client.host if request.client is not None else ""
+        user = _named_user(await request.body())
+        if not self._cancel(request_id, principal(key_of(token), user, host)):
+            raise NotFound(f"No request {request_id[:100]!r} of yours is queued or running; it may have ended.")
+        return _json({"id": request_id, "object": "request", "cancelled": True})
+
     async def front(self, request: Request) -> Response:
         """A page that says what is served and how to ask it something."""
         codes = self._registry.codes()
@@ -111,6 +126,20 @@ class StatusApi:
         if lengths:
             model["max_model_len"] = min(lengths)
         return model
+
+
+class _Named(msgspec.Struct):
+    user: str | None = None
+
+
+def _named_user(body: bytes) -> str | None:
+    """The field `user` of a JSON body, if there is a body. Raises InvalidRequest."""
+    if not body:
+        return None
+    try:
+        return msgspec.json.decode(body, type=_Named).user
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"The request body does not fit: {error}.") from error
 
 
 def curl_line(base: str, code: str) -> str:

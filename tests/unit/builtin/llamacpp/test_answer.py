@@ -53,7 +53,7 @@ def test_reasoning_and_tool_calls_are_chunks_of_their_own() -> None:
     )
     assert chunks == [
         Reasoning("hm"),
-        ToolCallDelta(0, "c1", "f", ""),
+        ToolCallDelta(0, "", "f", ""),
         ToolCallDelta(0, "", "", '{"a":1}'),
         Finish("tool_calls"),
     ]
