@@ -11,7 +11,7 @@ JOBS ?= 2
 SOAK_MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos bench peers clean
+.PHONY: help run test chaos chaos-llamacpp bench peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "  make test                    check style, types and layering, then run every test"
 	@echo "  make test TESTS=tests/unit   the same, with only these tests"
 	@echo "  make chaos                   kill, freeze, flood and restart everything; prints what held"
+	@echo "  make chaos-llamacpp          kill llama.cpp 200 times, serve 100 damaged files, keep to 1,000 schemas"
 	@echo "  make bench                   measure the kernel beside nginx"
 	@echo "  make peers                   install LiteLLM into .venv-litellm and test behind it (minutes)"
 	@echo "  make clean                   remove what was built and installed here"
@@ -41,6 +42,10 @@ test: $(VENV)/dev-installed
 
 chaos: $(VENV)/dev-installed
 	$(BIN)/pytest tests/chaos --full_chaos --soak_minutes $(SOAK_MINUTES) --timeout 7200 $(TESTS)
+
+chaos-llamacpp: $(VENV)/dev-installed
+	KILLS=200 MUTANTS=100 SCHEMAS=1000 $(BIN)/pytest -s tests/system/test_llamacpp_chaos.py \
+	    tests/system/test_llamacpp_features.py -k 'kills or damaged or random_json'
 
 bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/run.py

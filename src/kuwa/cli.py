@@ -4,11 +4,12 @@ that part is imported when it is needed, so that `--help` answers at once."""
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from kuwa import __version__
 from kuwa.clash import check_clash
@@ -52,6 +53,26 @@ def main() -> None:
         sys.exit(args.run(args, environ))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _pull(args: argparse.Namespace, environ: Mapping[str, str]) -> NoReturn:
+    _become("kuwa.builtin.llamacpp.pull", args.model)
+
+
+def _models(args: argparse.Namespace, environ: Mapping[str, str]) -> NoReturn:
+    from kuwa.fleet.config import folders
+
+    own = str(folders(environ, Path.home()).models)
+    _become("kuwa.builtin.llamacpp.library", *(["--json"] if args.json else []), own, *args.folder)
+
+
+def _become(module: str, *arguments: str) -> NoReturn:
+    """Go on as another program of Kuwa: this one knows no executor, and starts them by command line."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        sys.stderr.write("kuwa: this needs the parts for GGUF models; install them: pip install 'kuwa[llamacpp]'\n")
+        sys.exit(1)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])  # noqa: S606 - our own module
 
 
 def _secrets(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -167,6 +188,22 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     secrets = commands.add_parser("secrets", help="keep API keys for executors", allow_abbrev=False)
     secrets.set_defaults(run=_secrets)
     _add_secrets(secrets)
+    pull = commands.add_parser(
+        "pull",
+        help="download a GGUF model from the Hugging Face hub",
+        description="Download a GGUF model into the Hugging Face cache, with its checksum compared. A download that "
+        "was cut off goes on where it was. The path of the file is printed.",
+    )
+    pull.add_argument("model", metavar="hf://REPO?FILE")
+    pull.set_defaults(run=_pull)
+    models = commands.add_parser(
+        "models",
+        help="list the GGUF models on this machine",
+        description="List the GGUF files in the Hugging Face cache, in Kuwa's own folder and in the folders given.",
+    )
+    models.add_argument("folder", nargs="*", metavar="FOLDER", help="a further folder to look in")
+    models.add_argument("--json", action="store_true", help="as JSON, for programs")
+    models.set_defaults(run=_models)
     return parser
 
 

@@ -18,11 +18,11 @@ import psutil
 import pytest
 
 from calls import chat, chat_text, fetch, old_chat, post_json, stream_chat
-from kuwa.builtin.llamacpp.child import ChildConfig
+from kuwa.builtin.llamacpp.child import Adapter, ChildConfig, server_arguments
 from kuwa.builtin.llamacpp.engine import Engine, LoadFailed
 from kuwa.builtin.llamacpp.maker import GUIDE_FILE, make_scripted, make_tiny, make_welcome
 from kuwa.wire.errors import EngineLost
-from processes import Executor, Kernel, Process, Stage, until
+from processes import REPOSITORY, Executor, Kernel, Process, Stage, until
 
 pytestmark = pytest.mark.anyio
 
@@ -129,6 +129,83 @@ def test_system_prompt_and_template_of_the_command_line_are_in_the_models_prompt
     own = {"messages": [{"role": "system", "content": "¶"}, {"role": "user", "content": "÷"}]}
     answer = post_json(executor.url + "/v1/chat/completions", {"model": "m", "max_tokens": 1, **own}).json()
     assert answer["usage"]["prompt_tokens"] == len("§¶§÷".encode())
+
+
+# A llama-server of the machine's
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Path:
+    """A program that understands llama-server's command line; the engine in it is the real one."""
+    path = tmp_path / "bin" / "llama-server"
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} {REPOSITORY / "tests" / "fakes" / "llama_server.py"} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_a_llama_server_of_the_machines_does_the_same(stage: Stage, models: Path, server: Path) -> None:
+    executor = start(stage, models / "poem.gguf", "--llama_server", str(server))
+    assert f"llama.cpp is {server}" in executor.process.log
+    assert chat_text(executor.url, "m", "hi") == POEM
+    with stream_chat(executor.url, "m", "hi") as stream:
+        assert stream.text() == POEM
+    (engine,) = child_of(executor).children()
+    assert not any("api" in word and "key" in word for word in engine.cmdline())
+    engine.kill()
+    until(lambda: _failure(executor.url), "a request was refused")
+    (engine,) = until(lambda: _below_child(executor), "the engine was started again", timeout_s=30)
+    until(lambda: chat(executor.url, "m", "hi", max_tokens=1).status == 200, "the engine was back", timeout_s=30)
+    executor.process.kill()
+    until(lambda: not psutil.pid_exists(engine.pid) or engine.status() == psutil.STATUS_ZOMBIE, "it was gone too")
+
+
+def _below_child(executor: Executor) -> list[psutil.Process]:
+    """The llama-server processes; none while they come and go."""
+    try:
+        return child_of(executor).children()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def test_a_llama_server_that_is_installed_is_only_mentioned_unless_asked_for(
+    stage: Stage, models: Path, server: Path
+) -> None:
+    path = {"PATH": f"{server.parent}:{os.environ['PATH']}"}
+    unasked = start(stage, models / "poem.gguf", **path)
+    assert "--llama_server auto would use it" in unasked.process.log
+    asked = start(stage, models / "poem.gguf", "--llama_server", "auto", **path)
+    assert f"llama.cpp is {server}" in asked.process.log
+    assert chat_text(asked.url, "m", "hi") == POEM
+
+
+def test_a_llama_server_that_refuses_the_model_ends_the_start(stage: Stage, models: Path, server: Path) -> None:
+    server.write_text("#!/bin/sh\necho '0.1 E this build knows no such model' >&2\nexit 1\n")
+    process = ended(stage, "--model_path", str(models / "tiny.gguf"), "--llama_server", str(server))
+    assert process.exit_code == LOAD_FAILED, process.log
+    assert "this build knows no such model" in process.log
+
+
+def test_the_command_line_of_a_llama_server_says_everything() -> None:
+    config = ChildConfig(
+        model_path="m.gguf",
+        context=100,
+        slots=3,
+        threads=2,
+        gpu_layers=-1,
+        draft_model="d.gguf",
+        adapters=[Adapter("a.gguf", 0.5)],
+        projector="p.gguf",
+        pooling="mean",
+        embedding=True,
+        tensor_split=[3, 1],
+    )
+    line = " ".join(server_arguments(config, 1234))
+    for part in ("--ctx-size 300", "--parallel 3", "--lora-scaled a.gguf:0.5", "--spec-draft-model d.gguf"):
+        assert part in line
+    for part in ("--mmproj p.gguf", "--embeddings", "--pooling mean", "--tensor-split 3,1", "--port 1234"):
+        assert part in line
+    assert "--n-gpu-layers" not in line  # llama-server's own default: what fits
 
 
 # What is too long
@@ -281,6 +358,21 @@ def test_the_child_dies_with_a_parent_that_is_killed(stage: Stage, models: Path)
     until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child was gone", timeout_s=2)
 
 
+def test_an_engine_that_cannot_be_loaded_again_is_given_up_with_its_reason(stage: Stage, tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    make_tiny(model)
+    executor = start(stage, model)
+    child = child_of(executor)
+    model.unlink()
+    child.kill()
+    refused = until(lambda: _failure(executor.url), "a request was refused")
+    assert refused["code"] == "engine_lost"
+    assert executor.process.wait(60) == LOAD_FAILED
+    (line,) = [line for line in executor.process.log.splitlines() if line.startswith("kuwa-executor llamacpp: ")]
+    assert "given up after 8 starts" in line
+    assert "No such file" in line or "failed to open" in line
+
+
 async def test_an_engine_that_cannot_be_started_again_says_why(tmp_path: Path) -> None:
     model = tmp_path / "m.gguf"
     make_tiny(model)
@@ -370,9 +462,3 @@ async def test_a_model_that_llama_cpp_refuses_is_a_load_failure_with_its_reason(
     with pytest.raises(LoadFailed, match="unknown model architecture: 'zebra'"):
         async with _Running(tmp_path / "zebra.gguf"):
             pass
-
-
-def test_a_model_on_the_hub_is_not_built_yet_and_says_what_to_do(stage: Stage) -> None:
-    process = ended(stage, "--model_path", "hf://kuwa/model?file.gguf")
-    assert process.exit_code == 3, process.log
-    assert "hf download" in process.log

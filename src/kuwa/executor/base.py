@@ -6,7 +6,7 @@ A subclass writes `llm_compute` and perhaps the rest. `run()` hands the object t
 from __future__ import annotations
 
 import argparse
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, ClassVar
 
 from kuwa.executor import invocation
@@ -79,6 +79,7 @@ class LLMExecutor:
         self.default_name = started.name
         self.invocation = started
         self.environment = started.environment
+        self.on_give_up: Callable[[str], None] = _ignore
         self._adopt_old_names()
 
     def _adopt_old_names(self) -> None:
@@ -110,6 +111,11 @@ class LLMExecutor:
     def healthy(self) -> str:
         """Why the executor cannot serve now; empty text while it can. Asked on every `/health`: must be quick."""
         return ""
+
+    def give_up(self, reason: str) -> None:
+        """To be called, on the server's event loop, when the executor can never serve again: the process leaves the
+        kernel and ends with exit code 4 and `reason`."""
+        self.on_give_up(reason)
 
     def fingerprint(self) -> str:
         """A word (no blanks) that names what the answers depend on: weights, tokenizer, template, dtype, engine and
@@ -164,6 +170,11 @@ class LLMExecutor:
         code = run(self)
         if code:
             raise SystemExit(code)
+
+
+def _ignore(reason: str) -> None:
+    """Nobody serves this executor."""
+    del reason
 
 
 def _from_command_line() -> invocation.Invocation:

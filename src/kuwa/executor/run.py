@@ -104,6 +104,7 @@ class _Life:
         self.lease: LeaseLoop | None = None
         self.leaving = False
         self.refusal: asyncio.Future[str]
+        self.given_up: asyncio.Future[str]
         self.signals = 0
         self.signalled: asyncio.Event
         self.cut: asyncio.Event
@@ -112,6 +113,8 @@ class _Life:
     async def live(self) -> int:
         loop = asyncio.get_running_loop()
         self.refusal = loop.create_future()
+        self.given_up = loop.create_future()
+        self.executor.on_give_up = self._gave_up
         self.signalled, self.cut = asyncio.Event(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
@@ -201,6 +204,10 @@ class _Life:
         if not self.refusal.done():
             self.refusal.set_result(reason)
 
+    def _gave_up(self, reason: str) -> None:
+        if not self.given_up.done():
+            self.given_up.set_result(reason)
+
     def _check_refusal(self) -> None:
         if self.refusal.done():
             raise Leave(Exit.REFUSED, self.refusal.result())
@@ -250,7 +257,7 @@ class _Life:
 
     async def _until_told_to_leave(self) -> None:
         signalled = asyncio.ensure_future(self.signalled.wait())
-        await asyncio.wait([signalled, self.refusal], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([signalled, self.refusal, self.given_up], return_when=asyncio.FIRST_COMPLETED)
         signalled.cancel()
 
     async def _leave(self, http: Server, started: bool) -> int:
@@ -269,6 +276,8 @@ class _Life:
             await http.drain(1.0)
             await self.executor.shutdown()
         self._check_refusal()
+        if self.given_up.done():
+            raise Leave(Exit.SETUP_FAILED, self.given_up.result())
         return Exit.OK if ended else Exit.CUT
 
     async def _tell_kernel(self) -> None:

@@ -6,12 +6,17 @@ One `Answer` per request: with `n` > 1 every choice brings a usage of its own, a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
+from kuwa.builtin.llamacpp.calls import CallReader, Enforced
 from kuwa.builtin.llamacpp.engine import EngineError, engine_error
-from kuwa.executor.chunks import Chunk, Finish, FinishReason, Reasoning, Text, ToolCallDelta, Usage
+from kuwa.executor.chunks import Chunk, Finish, FinishReason, RawEvent, Reasoning, Text, ToolCallDelta, Usage
 from kuwa.wire.errors import BadUpstream
+
+UNREADABLE = "does not match the expected"
+"""What llama.cpp says of an answer that it cannot read."""
 
 
 class FunctionDelta(msgspec.Struct, frozen=True):
@@ -38,6 +43,7 @@ class Choice(msgspec.Struct, frozen=True):
     delta: Delta = Delta()
     text: str = ""
     finish_reason: FinishReason | None = None
+    logprobs: Any = None
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
@@ -50,20 +56,56 @@ class UsageCounts(msgspec.Struct, frozen=True):
     prompt_tokens_details: PromptDetails = PromptDetails()
 
 
+class Timings(msgspec.Struct, frozen=True):
+    """Tokens so far: of the prompt from the cache and anew, and of the answer."""
+
+    cache_n: int = 0
+    prompt_n: int = 0
+    predicted_n: int = 0
+
+
 class Event(msgspec.Struct, frozen=True):
+    """An event in the OpenAI shape; of `/infill` in llama.cpp's own, from `content` on."""
+
     choices: list[Choice] = []
     usage: UsageCounts | None = None
     error: EngineError | None = None
+    content: str = ""
+    stop: bool = False
+    stop_type: str = ""
+    tokens_evaluated: int = 0
+    tokens_predicted: int = 0
+    timings: Timings | None = None
 
 
 _decode = msgspec.json.Decoder(Event).decode
 
 
 class Answer:
-    """Turns the data of one event after the other into chunks."""
+    """Turns the data of one event after the other into chunks.
 
-    def __init__(self) -> None:
+    `calls` enforced, the text of each choice is read as tool calls. Only the first call of a choice is passed on
+    where the client wants no parallel ones.
+
+    llama.cpp reads a chat's whole answer once more at its end and reports an error where it does not fit: so always
+    where a format was asked for (`formatted`) and the answer was cut before its end. That is an end like any other.
+    """
+
+    def __init__(
+        self,
+        calls: Enforced | None = None,
+        *,
+        parallel_calls: bool = True,
+        formatted: bool = False,
+        most_tokens: int = -1,
+    ) -> None:
+        self._formatted = formatted
+        self._most_tokens = most_tokens
+        self._timings: Timings | None = None
         self._generated = 0
+        self._calls = calls
+        self._parallel = parallel_calls
+        self._readers: dict[int, CallReader] = {}
 
     def chunks(self, data: bytes) -> Iterator[Chunk]:
         """The chunks of one event. Raises what llama.cpp reports as an error, and BadUpstream for no event."""
@@ -72,9 +114,19 @@ class Answer:
         except msgspec.MsgspecError as error:
             raise BadUpstream(f"The llama.cpp engine sent an event that cannot be read: {error}.") from error
         if event.error is not None:
-            raise engine_error(500, event.error)
+            yield from self._cut(event.error)
+            return
+        self._timings = event.timings or self._timings
         for choice in event.choices:
-            yield from _of_choice(choice)
+            if choice.logprobs is not None and self._calls is None:
+                yield RawEvent(data)  # nothing of ours could carry them
+                return
+            yield from self._of_choice(choice)
+        if event.content:
+            yield Text(event.content)
+        if event.stop:
+            yield Finish("length" if event.stop_type == "limit" else "stop")
+            yield Usage(event.tokens_evaluated, event.tokens_predicted, event.timings.cache_n if event.timings else 0)
         if event.usage is not None:
             self._generated += event.usage.completion_tokens
             yield Usage(
@@ -83,17 +135,40 @@ class Answer:
                 cached_tokens=event.usage.prompt_tokens_details.cached_tokens,
             )
 
+    def _cut(self, error: EngineError) -> Iterator[Chunk]:
+        """The end of an answer that was cut where llama.cpp cannot read it. Raises `error` where it was not."""
+        counts = self._timings
+        cut = self._formatted or (counts is not None and 0 < self._most_tokens <= counts.predicted_n + 1)
+        if UNREADABLE not in error.message or not cut:
+            raise engine_error(500, error)
+        yield Finish("length")
+        if counts is not None:
+            # What was generated last was held back: an answer that is cut has as many tokens as it may.
+            generated = max(self._most_tokens, counts.predicted_n)
+            yield Usage(counts.cache_n + counts.prompt_n, generated, counts.cache_n)
 
-def _of_choice(choice: Choice) -> Iterator[Chunk]:
-    delta = choice.delta
-    if delta.reasoning_content:
-        yield Reasoning(delta.reasoning_content, choice.index)
-    text = delta.content or choice.text
-    if text:
-        yield Text(text, choice.index)
-    for call in delta.tool_calls or ():
-        function = call.function
-        # Its id is drawn anew each time; the framework's is the same when the answer is computed again.
-        yield ToolCallDelta(call.index, "", function.name or "", function.arguments or "", choice.index)
-    if choice.finish_reason is not None:
-        yield Finish(choice.finish_reason, choice.index)
+    def _of_choice(self, choice: Choice) -> Iterator[Chunk]:
+        delta, index = choice.delta, choice.index
+        if delta.reasoning_content:
+            yield Reasoning(delta.reasoning_content, index)
+        text = delta.content or choice.text
+        if text and self._calls is None:
+            yield Text(text, index)
+        elif text:
+            yield from self._enforced(text, index)
+        for call in delta.tool_calls or ():
+            if call.index == 0 or self._parallel:
+                function = call.function
+                # Its id is drawn anew each time; the framework's is the same when the answer is computed again.
+                yield ToolCallDelta(call.index, "", function.name or "", function.arguments or "", index)
+        if choice.finish_reason is not None:
+            ended_well = self._calls is not None and choice.finish_reason == "stop"
+            yield Finish("tool_calls" if ended_well else choice.finish_reason, index)
+
+    def _enforced(self, text: str, choice: int) -> Iterator[Chunk]:
+        assert self._calls is not None  # noqa: S101 - the caller has looked
+        reader = self._readers.get(choice)
+        if reader is None:
+            reader = self._readers[choice] = CallReader(self._calls.name)
+        for piece in reader.feed(text):
+            yield ToolCallDelta(piece.index, name=piece.name, arguments=piece.arguments, choice=choice)

@@ -17,7 +17,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -42,10 +42,15 @@ log = logging.getLogger(__name__)
 
 TAIL_LINES = 30
 MAX_LINE_BYTES = 4096
-FIRST_BACKOFF_S = 0.5
+FIRST_BACKOFF_S = 0.1
 LAST_BACKOFF_S = 30.0
+MOST_FAILED_LOADS = 8
+"""So many starts in a row that did not even load the model, and the engine is given up (after half a minute)."""
 CALL_TIMEOUT_S = 60.0
 """For calls that need no model: rendering a template, tokenizing."""
+ENDS_WITHOUT_DONE = ("/infill",)
+"""Of llama.cpp's own routes the stream simply ends; a child that dies breaks its framing, which is an error."""
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
 NOTICE_EVERY_S = 10.0
 
 
@@ -69,6 +74,10 @@ class ErrorBody(msgspec.Struct, frozen=True):
 _ERROR = re.compile(r"[\d.]+ E +|(?=.*GGML_ASSERT)")
 """What an error in llama.cpp's log begins with (the time since its start and the level), or a failed assertion."""
 
+_DATA = b"data: "
+_DONE = _DATA + sse.DONE
+_ERROR_DATA = b'data: {"error"'
+
 _decode_error = msgspec.json.Decoder(ErrorBody).decode
 _decode_ready = msgspec.json.Decoder(Ready).decode
 
@@ -80,8 +89,10 @@ class Child:
         self._process = process
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.answered = False
         self.authorization = (b"authorization", f"Bearer {api_key}".encode())
         self.url = ""
+        self.system = ""
         self._readers = [
             asyncio.create_task(self._read_stdout()),
             asyncio.create_task(self._read_stderr()),
@@ -117,7 +128,8 @@ class Child:
             await asyncio.wait((self._ready, ended), return_when=asyncio.FIRST_COMPLETED)
             if not self._ready.done():
                 raise LoadFailed(f"{self.load_fault()} ({ended.result()})")
-            self.url = self._ready.result().url
+            ready = self._ready.result()
+            self.url, self.system = ready.url, ready.system
         finally:
             ended.cancel()
 
@@ -165,11 +177,18 @@ class Engine:
         self._child: Child | None = None
         self._trouble = "The engine has not been started."
         self._keeper: asyncio.Task[None] | None = None
+        self.gave_up: Callable[[str], None] = _nobody_cares
+        """Called with the reason when the engine dies again and again; it is not started any more then."""
 
     @property
     def trouble(self) -> str:
         """Why the engine cannot answer now; empty while it can."""
         return self._trouble
+
+    @property
+    def system(self) -> str:
+        """llama.cpp's own line about its build; empty where it says nothing."""
+        return self._child.system if self._child is not None else ""
 
     @property
     def pid(self) -> int | None:
@@ -191,13 +210,13 @@ class Engine:
         if self._child is not None:
             await self._child.kill()
 
-    async def call(self, path: str, payload: dict[str, Any]) -> Any:
+    async def call(self, path: str, payload: dict[str, Any], *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """POST `payload` to the child and decode its whole answer. Raises EngineLost and the child's errors."""
-        return await self._whole("POST", path, payload)
+        return await self._whole("POST", path, payload, timeout_s)
 
     async def get(self, path: str) -> Any:
         """What the child says of itself at `/props`, `/slots` and the like. Raises as `call` does."""
-        return await self._whole("GET", path, None)
+        return await self._whole("GET", path, None, CALL_TIMEOUT_S)
 
     async def events(self, path: str, payload: dict[str, Any]) -> AsyncGenerator[bytes]:
         """POST `payload`, which asks for a stream, and yield the data of its events up to `[DONE]`.
@@ -205,24 +224,36 @@ class Engine:
         Closing the generator closes the connection, which frees the child's slot. Raises EngineLost when the
         child dies, and the child's own errors as ours.
         """
-        async with self._open("POST", path, payload) as response:
-            reader = sse.SseReader()
+        async with self._open("POST", path, payload) as (child, response):
+            held = b""
+            errs = False  # its own error is the last event that it sends
             async for piece in response:
-                for event in reader.feed(piece):
-                    if event.data == sse.DONE:
+                # llama.cpp's events are one line of data each. This is the hot path: no reader for all kinds of events.
+                *events, held = (held + piece).split(b"\n\n")
+                if len(held) > sse.MAX_EVENT_BYTES:
+                    raise BadUpstream("The llama.cpp engine sent an event without an end.")
+                for event in events:
+                    if event == _DONE:
                         return
-                    yield event.data
+                    if event.startswith(_DATA):
+                        child.answered = True
+                        errs = event.startswith(_ERROR_DATA)
+                        yield event[len(_DATA) :]
+        if path in ENDS_WITHOUT_DONE or errs:
+            return
         raise EngineLost("The llama.cpp engine ended its answer without an end.")
 
-    async def _whole(self, method: str, path: str, payload: dict[str, Any] | None) -> Any:
+    async def _whole(self, method: str, path: str, payload: dict[str, Any] | None, timeout_s: float) -> Any:
         try:
-            async with asyncio.timeout(CALL_TIMEOUT_S), self._open(method, path, payload) as response:
-                return msgspec.json.decode(await response.read())
+            async with asyncio.timeout(timeout_s), self._open(method, path, payload) as (_, response):
+                return msgspec.json.decode(await response.read(MAX_ANSWER_BYTES))
         except (TimeoutError, msgspec.MsgspecError) as error:
             raise BadUpstream(f"The llama.cpp engine gave no sound answer to {path}.") from error
 
     @asynccontextmanager
-    async def _open(self, method: str, path: str, payload: dict[str, Any] | None) -> AsyncGenerator[StreamedResponse]:
+    async def _open(
+        self, method: str, path: str, payload: dict[str, Any] | None
+    ) -> AsyncGenerator[tuple[Child, StreamedResponse]]:
         child = self._child
         if child is None or self._trouble:
             raise EngineLost(self._trouble)
@@ -232,7 +263,7 @@ class Engine:
             async with open_stream(method, child.url + path, headers=headers, body=body) as response:
                 if response.status != 200:
                     raise refusal(response.status, await response.read())
-                yield response
+                yield child, response
         except (UpstreamLost, NoReplica, UpstreamTimeout) as error:
             raise EngineLost("The llama.cpp engine died while it was answering; it is being started again.") from error
 
@@ -258,26 +289,44 @@ class Engine:
             log.info("still loading %s (%.0f s)", self._config.model_path, seconds)
 
     async def _keep(self, child: Child) -> None:
-        """Wait for the child to die, and load the model again; longer and longer pauses while that fails."""
+        """Wait for the child to die and start it again, with longer and longer pauses while it answers nothing."""
+        fruitless = 0
         while True:
-            how = await child.ended()
-            self._trouble = f"The llama.cpp engine died ({how}); it is being started again."
-            log.error("the llama.cpp engine died: %s; the end of its log: %s", how, child.last_words())
-            child = await self._load_again()
+            fault = await self._end_of(child)
+            fruitless = 0 if child.answered else fruitless + 1
+            started = await self._start_again(fault, fruitless)
+            if started is None:
+                return
+            child = started
 
-    async def _load_again(self) -> Child:
-        pause = FIRST_BACKOFF_S
-        while True:
+    async def _start_again(self, fault: str, fruitless: int) -> Child | None:
+        """Load the model again after `fruitless` starts without an answer. None: given up."""
+        failed = 0
+        while failed < MOST_FAILED_LOADS:
+            self._trouble = f"The llama.cpp engine died and is being started again: {fault}"
+            pause = min(FIRST_BACKOFF_S * 2 ** max(0, fruitless + failed - 1), LAST_BACKOFF_S)
+            log.error("%s (in %.1f s)", self._trouble, pause)
             await asyncio.sleep(pause)
             try:
                 child = await self._load()
             except (LoadFailed, OSError) as error:
-                pause = min(2 * pause, LAST_BACKOFF_S)
-                self._trouble = f"The llama.cpp engine died and could not be started again ({error})."
-                log.error("the llama.cpp engine could not be started again: %s; next try in %.1f s", error, pause)
+                failed += 1
+                fault = str(error)
             else:
                 log.info("the llama.cpp engine is back (pid %d)", child.pid)
                 return child
+        self._trouble = f"The llama.cpp engine was given up after {failed} starts in a row: {fault}"
+        self.gave_up(self._trouble)
+        return None
+
+    async def _end_of(self, child: Child) -> str:
+        """Wait until the child has died; how it did and its last words."""
+        how = await child.ended()
+        return f"{how}; its log ends with: {child.last_words()}"
+
+
+def _nobody_cares(reason: str) -> None:
+    del reason
 
 
 def refusal(status: int, body: bytes) -> KuwaError:

@@ -8,31 +8,39 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from kuwa.builtin.llamacpp.sampling import PARAMETERS
-from kuwa.executor import LLMExecutor, NotBuiltYet, Request, SetupFailed
+from kuwa.executor import LLMExecutor, Request, SetupFailed
 from kuwa.executor.chunks import Chunk
 from kuwa.executor.options import add_options, collect
 from kuwa.executor.prompt import (
     Message,
     UnknownTemplate,
     resolve_template,
+    text_of,
     with_system_prompt,
 )
+from kuwa.executor.request import Embeddings, EmbedRequest, Ranking, RerankRequest
 from kuwa.wire.errors import KuwaError, Unsupported
+
+if TYPE_CHECKING:
+    from kuwa.builtin.llamacpp.calls import Enforced
+    from kuwa.builtin.llamacpp.child import ChildConfig
+    from kuwa.builtin.llamacpp.header import Kind
+    from kuwa.builtin.llamacpp.launch import Files
 
 log = logging.getLogger(__name__)
 
-DEFAULT_CONTEXT = 4096
 PROMPT_SHARE = 0.75
 """The part of the context that a trimmed conversation may fill; the rest is for the answer."""
-MAX_CACHE_MIB = 8192
+EMBED_TIMEOUT_S = 600.0
 PROBE = "kuwa-probe-7421"
 
 
@@ -40,83 +48,105 @@ class LlamaCppExecutor(LLMExecutor):
     LLM_name = "gguf"
     description = "[On-premises model] Run the GGUF model locally."
     concurrency = 4
-    capabilities = ("tools", "response_format", "n", "resume")
+    capabilities = ("tools", "response_format", "logprobs", "n", "suffix", "resume")
     handles_stop = True
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
-        model = parser.add_argument_group("Model Options")
-        model.add_argument("--model_path", required=True, help="Path of the GGUF file")
-        model.add_argument("--visible_gpu", default=None, help="The GPUs to use, as in CUDA_VISIBLE_DEVICES")
-        model.add_argument("--ngl", type=int, default=0, help="Layers to put on the GPU; -1: all of them")
-        model.add_argument("--threads", type=int, default=None, help="CPU threads; None: physical cores less one")
-        model.add_argument("--system_prompt", default=None, help="The system prompt of conversations without one")
-        model.add_argument("--no_system_prompt", action="store_true", help="Put no system prompt before the chat")
-        model.add_argument(
-            "--context_window",
-            type=int,
-            default=DEFAULT_CONTEXT,
-            help="Tokens of one conversation with its answer, at most what the model was trained for",
-        )
-        model.add_argument(
-            "--limit",
-            type=int,
-            default=None,
-            help="Most tokens of a prompt; None: three quarters of the context for conversations that are trimmed "
-            "to it, all of it for others",
-        )
-        model.add_argument(
-            "--override_chat_template",
-            default=None,
-            help="A Jinja chat template, the path of a file with one, or a name such as chatml",
-        )
+        from kuwa.builtin.llamacpp.launch import add_engine_options
+
+        add_engine_options(parser)
         add_options(parser, PARAMETERS)
 
     async def setup(self) -> None:
-        """Check the file, load the model, try its chat template. Raises SetupFailed, NotBuiltYet, UsageError."""
+        """Fetch and check the files, load the model, try its chat template. Raises SetupFailed, UsageError."""
         import asyncio
 
         # On the loop, not in a thread: the child dies with the thread that started it.
-        await asyncio.to_thread(self._prepare)
+        files = await self._files()
+        await asyncio.to_thread(self._prepare, files)
+        self._engine.gave_up = self.give_up
         await self._load()
 
-    def _prepare(self) -> None:
+    async def _files(self) -> Files:
+        """All files of this start; those on the hub are downloaded first."""
+        from kuwa.builtin.llamacpp.launch import Files, adapter_of
+
+        args = self.args
+        adapters = [adapter_of(given) for given in args.lora or ()]
+        return Files(
+            model=await self._file(args.model_path),
+            projector=await self._file(args.mmproj) if args.mmproj else None,
+            draft=await self._file(args.draft_model) if args.draft_model else None,
+            adapters=tuple([(await self._file(path), scale) for path, scale in adapters]),
+        )
+
+    async def _file(self, given: str) -> Path:
+        """Where a file lies; one on the hub is downloaded, by a program of its own."""
+        if not given.startswith("hf://"):
+            return Path(given)
+        if find_spec("huggingface_hub") is None:
+            raise SetupFailed("a model on the hub needs huggingface_hub: pip install 'kuwa[llamacpp]'")
+        from kuwa.builtin.llamacpp.pull import pulled
+
+        outcome = await pulled(given)
+        if outcome.error:
+            raise SetupFailed(outcome.error)
+        return Path(outcome.path)
+
+    def _prepare(self, files: Files) -> None:
         """Everything that can be checked without loading the model."""
-        from kuwa.builtin.llamacpp.child import ChildConfig
         from kuwa.builtin.llamacpp.engine import Engine
         from kuwa.builtin.llamacpp.fingerprint import fingerprint
-        from kuwa.builtin.llamacpp.header import BadModelFile, read_header
+        from kuwa.builtin.llamacpp.keeping import KeptSlots
+        from kuwa.builtin.llamacpp.launch import child_config, positive
+        from kuwa.builtin.llamacpp.renderer import Renderer
         from kuwa.executor.config_file import read_config
 
         self._defaults = collect(self.args, PARAMETERS, read_config(self.args.generation_config))
-        self._path = _model_path(self.args.model_path)
-        if find_spec("xllamacpp") is None:
-            raise SetupFailed("llama.cpp is not installed here; install it with: pip install 'kuwa[llamacpp]'")
-        try:
-            self._header = read_header(self._path)
-            template = self._template()
-        except (BadModelFile, UnknownTemplate) as error:
-            raise SetupFailed(str(error)) from error
-        config = ChildConfig(
-            model_path=str(self._path),
-            context=min(_positive("--context_window", self.args.context_window), self._header.context_length),
+        self._limit = positive("--limit", self.args.limit)
+        files = self._check(files)
+        config = child_config(
+            self.args,
+            files,
+            self._header,
             slots=self.concurrency,
-            threads=_positive("--threads", self.args.threads) or _threads(),
-            gpu_layers=self.args.ngl,
-            chat_template=template,
-            cache_mib=_cache_mib(),
-            environment={} if self.args.visible_gpu is None else {"CUDA_VISIBLE_DEVICES": self.args.visible_gpu},
+            chat_template=self._template(),
+            environment=self.environment,
         )
-        self._limit = _positive("--limit", self.args.limit)
+        if not config.server and find_spec("xllamacpp") is None:
+            raise SetupFailed("llama.cpp is not installed here; install it with: pip install 'kuwa[llamacpp]'")
+        self._path = files.model
+        self._scales = [scale for _, scale in files.adapters]
+        self._embeds = config.embedding
         self._engine = Engine(config)
-        self._fingerprint = fingerprint(
-            self._path,
-            # The number of slots and threads too: they decide in which order numbers are added up.
-            (
-                (config.context, config.slots, config.threads, config.gpu_layers, template),
-                (self.args.system_prompt, self.args.no_system_prompt, self._limit, self._defaults),
-            ),
-        )
+        self._kept = KeptSlots(self._engine, config) if config.slot_folder else None
+        self._renderer = Renderer()
+        beside = [path for path in (files.projector, files.draft, *(path for path, _ in files.adapters)) if path]
+        same = msgspec.structs.replace(config, model_path="", cache_mib=0, slot_folder="", environment={})
+        # The number of slots and threads too: they decide in which order numbers are added up.
+        started = (same, [path.stat().st_size for path in beside])
+        asked = (self.args.system_prompt, self.args.no_system_prompt, self._limit, self._defaults)
+        # Of a llama-server nobody knows the version: its answers are not computed again elsewhere.
+        self._fingerprint = "" if config.server else fingerprint(self._path, (*started, *asked))
         self._announce(config)
+
+    def _check(self, files: Files) -> Files:
+        """Look at every file before llama.cpp does. Raises SetupFailed."""
+        from dataclasses import replace
+
+        from kuwa.builtin.llamacpp.header import BadModelFile, read_header
+
+        files = replace(files, model=files.model.expanduser())
+        others: list[tuple[Kind, Path | None]] = [("mmproj", files.projector), ("model", files.draft)]
+        others.extend(("adapter", path) for path, _ in files.adapters)
+        try:
+            self._header = read_header(files.model)
+            for kind, path in others:
+                if path is not None:
+                    read_header(path, (kind,))
+        except BadModelFile as error:
+            raise SetupFailed(str(error)) from error
+        return files
 
     async def _load(self) -> None:
         from kuwa.builtin.llamacpp.engine import LoadFailed
@@ -126,14 +156,29 @@ class LlamaCppExecutor(LLMExecutor):
         except LoadFailed as error:
             raise SetupFailed(f"llama.cpp could not load {self._path}: {error}") from error
         try:
-            self.context_length = (await self._engine.get("/props"))["default_generation_settings"]["n_ctx"]
+            await self._learn()
             await self._try_template()
+            if self._kept is not None:
+                await self._kept.restore()
+            self._hint_at_cpu()
         except BaseException:
             await self._engine.stop()
             raise
         log.info("%s is loaded; %d tokens of context for each request", self._path.name, self.context_length)
 
+    async def _learn(self) -> None:
+        """What the loaded model says of itself."""
+        props = await self._engine.get("/props")
+        self.context_length = props["default_generation_settings"]["n_ctx"]
+        self._ends = (str(props.get("bos_token", "")), str(props.get("eos_token", "")))
+        senses = props.get("modalities", {})
+        seen = [name for name, sense in (("images", "vision"), ("audio", "audio")) if senses.get(sense)]
+        self.capabilities = (*type(self).capabilities, *seen)
+
     async def shutdown(self) -> None:
+        if self._kept is not None and not self._engine.trouble:
+            await self._kept.save()
+        await self._renderer.stop()
         await self._engine.stop()
 
     def healthy(self) -> str:
@@ -148,27 +193,78 @@ class LlamaCppExecutor(LLMExecutor):
 
     async def llm_compute(self, request: Request) -> AsyncIterator[Chunk]:
         from kuwa.builtin.llamacpp.answer import Answer
+        from kuwa.builtin.llamacpp.calls import enforced
 
-        answer = Answer()
-        path, payload = await self._question(request)
+        parallel = request.body.get("parallel_tool_calls")
+        calls = enforced(request.tools, request.tool_choice, parallel=bool(parallel))
+        path, payload = await self._question(request, calls)
+        answer = Answer(
+            calls,
+            parallel_calls=parallel is not False,
+            formatted="response_format" in payload,
+            most_tokens=payload.get("max_tokens", -1),
+        )
         async with aclosing(self._engine.events(path, payload)) as events:
             async for data in events:
                 for chunk in answer.chunks(data):
                     yield chunk
 
-    async def _question(self, request: Request) -> tuple[str, dict[str, Any]]:
+    async def _question(self, request: Request, calls: Enforced | None) -> tuple[str, dict[str, Any]]:
         """The route of llama.cpp's server that answers `request`, and what to send there."""
-        from kuwa.builtin.llamacpp.payload import chat_payload, completion_payload
+        from kuwa.builtin.llamacpp import payload
 
+        scales = payload.adapter_scales(request.body.get("lora"), self._scales)
+        if request.kind == "chat":
+            path, question = await self._chat_question(request, calls)
+        elif request.body.get("suffix"):
+            path, question = "/infill", payload.infill_payload(request, self._defaults)
+        else:
+            prompt = text_of(request.messages[0])
+            path, question = "/v1/completions", payload.completion_payload(request, self._defaults, prompt)
+        return path, {**question, **scales}
+
+    async def _chat_question(self, request: Request, calls: Enforced | None) -> tuple[str, dict[str, Any]]:
+        """How a chat is asked; by a template of its own, it is a plain completion of the text that this makes."""
+        from kuwa.builtin.llamacpp import payload
+        from kuwa.builtin.llamacpp.media import check_media
+
+        messages = await self._fitting(request)
+        check_media(messages)
         if request.modelfile.template:
+            prompt = await self._rendered(request, messages)
+            return "/v1/completions", payload.completion_payload(request, self._defaults, prompt)
+        return "/v1/chat/completions", payload.chat_payload(request, self._defaults, messages, calls)
+
+    async def _rendered(self, request: Request, messages: list[Message]) -> str:
+        """The prompt by the template that the request brings along. What it answers is plain text."""
+        from kuwa.builtin.llamacpp.renderer import Job
+
+        wants_format = (request.response_format or {}).get("type", "text") != "text"
+        if wants_format or request.tools or any(isinstance(message.get("content"), list) for message in messages):
             raise Unsupported(
-                "llamacpp renders one chat template for all requests; start the executor with "
-                "--override_chat_template instead of giving a template in the Modelfile.",
+                "A Modelfile's template goes with text alone: not with tools, images or a response format.",
                 param="modelfile",
             )
-        if request.kind == "completion":
-            return "/v1/completions", completion_payload(request, self._defaults)
-        return "/v1/chat/completions", chat_payload(request, self._defaults, await self._fitting(request))
+        bos, eos = self._ends
+        text = await self._renderer.render(Job(request.modelfile.template, messages, bos, eos))
+        return text.removeprefix(bos) if bos else text  # llama.cpp puts it there as the model's file says
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        if not self._embeds:
+            raise Unsupported("This model serves no embeddings; start it with --pooling mean (or cls, last).")
+        if request.dimensions is not None:
+            raise Unsupported("This model's embeddings have one size; leave out dimensions.", param="dimensions")
+        found = await self._engine.call("/v1/embeddings", {"input": request.inputs}, timeout_s=EMBED_TIMEOUT_S)
+        vectors = sorted(found["data"], key=lambda each: each["index"])
+        return Embeddings([each["embedding"] for each in vectors], found["usage"]["prompt_tokens"])
+
+    async def rerank(self, request: RerankRequest) -> Ranking:
+        if not self._embeds:
+            raise Unsupported("This model does not rerank; start it with --pooling rank.")
+        asked = {"query": request.query, "documents": request.documents}
+        found = await self._engine.call("/v1/rerank", asked, timeout_s=EMBED_TIMEOUT_S)
+        scores = {each["index"]: each["relevance_score"] for each in found["results"]}
+        return Ranking([scores[index] for index in range(len(request.documents))], found["usage"]["prompt_tokens"])
 
     async def _fitting(self, request: Request) -> list[Message]:
         """The request's messages with the executor's system prompt, trimmed or refused where they are too long."""
@@ -185,7 +281,7 @@ class LlamaCppExecutor(LLMExecutor):
         return messages
 
     def _template(self) -> str:
-        """The Jinja text of `--override_chat_template`; empty: the model's own. Raises UnknownTemplate."""
+        """The Jinja text of `--override_chat_template`; empty: the model's own. Raises SetupFailed."""
         from kuwa.builtin.llamacpp.templates import TEMPLATES
 
         given = self.args.override_chat_template
@@ -195,8 +291,11 @@ class LlamaCppExecutor(LLMExecutor):
             path = Path(given)
             file_text = path.read_text(encoding="utf-8") if len(given) < 4096 and path.is_file() else None
         except (OSError, ValueError) as error:
-            raise UnknownTemplate(f"the chat template {given!r} cannot be read: {error}") from error
-        template = resolve_template(given, file_text, TEMPLATES)
+            raise SetupFailed(f"the chat template {given!r} cannot be read: {error}") from error
+        try:
+            template = resolve_template(given, file_text, TEMPLATES)
+        except UnknownTemplate as error:
+            raise SetupFailed(str(error)) from error
         return TEMPLATES.get(template, template)
 
     async def _try_template(self) -> None:
@@ -211,7 +310,9 @@ class LlamaCppExecutor(LLMExecutor):
         if PROBE not in rendered["prompt"]:
             raise SetupFailed(f"{whose} leaves out what the user says. Give another --override_chat_template.")
 
-    def _announce(self, config: Any) -> None:
+    def _announce(self, config: ChildConfig) -> None:
+        from kuwa.builtin.llamacpp.launch import installed_server, shown_layers
+
         header = self._header
         log.info(
             "loading %s: %s, %s, %.1f million parameters in %s, %.0f MB",
@@ -223,46 +324,30 @@ class LlamaCppExecutor(LLMExecutor):
             header.size / 1e6,
         )
         log.info(
-            "%d requests at once, %d tokens of context each; %d CPU threads; %s layers on the GPU",
-            config.slots,
-            config.context,
-            config.threads,
-            "all" if config.gpu_layers < 0 else config.gpu_layers,
+            "%d requests at once, %d tokens of context each; %d CPU threads; batches of %d, %d at once; "
+            "%s layers on the GPU",
+            *(config.slots, config.context, config.threads, config.batch, config.ubatch),
+            shown_layers(config.gpu_layers),
         )
+        if config.server:
+            log.info("llama.cpp is %s", config.server)
+        elif found := installed_server(self.environment):
+            log.info("there is a %s; --llama_server auto would use it instead of the one that comes along", found)
         if config.context < self.args.context_window:
             log.info("the context is cut to the %d tokens that the model was trained for", config.context)
         if not header.chat_template and not config.chat_template:
             log.warning("the model brings no chat template, ChatML is used; see --override_chat_template")
         if self.args.visible_gpu is not None and config.gpu_layers == 0:
-            log.warning("--visible_gpu was given, but no layer is put on a GPU; give --ngl -1 for all")
+            log.warning("--visible_gpu was given, but no layer is put on a GPU; give --ngl auto")
 
+    def _hint_at_cpu(self) -> None:
+        """Say so where this CPU could do more than the llama.cpp in use was built for."""
+        from kuwa.builtin.llamacpp.machine import cpu_flags, unused
 
-def _model_path(given: str) -> Path:
-    if given.startswith("hf://"):
-        raise NotBuiltYet(
-            "--model_path hf://… (a download from the Hugging Face hub) is not in this version of Kuwa yet. "
-            "Download the file with `hf download <repo> <file>` and give its path."
-        )
-    return Path(given).expanduser()
-
-
-def _positive(option: str, value: int | None) -> int:
-    """`value`, 0 for None. Raises SetupFailed for a number that cannot be meant."""
-    if value is not None and value < 1:
-        raise SetupFailed(f"{option} is {value}; it must be at least 1")
-    return value or 0
-
-
-def _threads() -> int:
-    """Physical cores less one: with every core busy, llama.cpp's threads wait for each other while spinning."""
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed) - 1)
-
-
-def _cache_mib() -> int:
-    """Memory for prompts that were read before: an eighth of the machine's, instead of always 8 GiB."""
-    import psutil
-
-    return min(MAX_CACHE_MIB, psutil.virtual_memory().total // 8 // 2**20)
+        idle = unused(cpu_flags(), self._engine.system) if self._engine.system else []
+        if idle:
+            log.info(
+                "this CPU has %s, which the llama.cpp that comes along does not use; a llama-server built on this "
+                "machine is faster: --llama_server PATH",
+                " and ".join(idle),
+            )

@@ -11,10 +11,10 @@ from __future__ import annotations
 import mmap
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -31,6 +31,9 @@ MAX_DIMENSIONS = 4
 MAX_BLOCKS = 512
 """llama.cpp ends its process beyond this many."""
 MAX_CONTEXT = 2**31 - 1
+
+MAX_FAULT = 500
+"""Characters."""
 
 KEPT_STRING_BYTES = 1024 * 1024
 
@@ -92,8 +95,18 @@ TENSOR_TYPES: Final[dict[int, tuple[str, int, int]]] = {
 }
 
 
+Kind = Literal["model", "mmproj", "adapter"]
+"""A language model; the projector that gives one its eyes; a LoRA adapter."""
+
+KINDS: Final[dict[Kind, str]] = {
+    "model": "a language model",
+    "mmproj": "a projector for images (see --mmproj)",
+    "adapter": "a LoRA adapter (see --lora)",
+}
+
+
 class BadModelFile(ValueError):
-    """The file is no GGUF model that llama.cpp could serve; the message names the file and the fault."""
+    """The file is no GGUF file that llama.cpp could use as wanted; the message names the file and the fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +114,10 @@ class GgufHeader:
     """What a sound header says. Sizes are in bytes, `context_length` is what the model was trained for (tokens).
 
     `quantisation` is the tensor type that holds the most parameters; `chat_template` is empty where the file has
-    none (or one too long to be a template).
+    none (or one too long to be a template). Projectors and adapters have no context and no blocks (0).
     """
 
+    kind: Kind
     architecture: str
     name: str
     context_length: int
@@ -113,10 +127,16 @@ class GgufHeader:
     tensors: int
     size: int
     chat_template: str
+    licence: str
+    pooled: bool
+    """Made for embeddings or reranking: it says how its vectors are pooled."""
 
 
-def read_header(path: Path) -> GgufHeader:
-    """Read and check the header of the file at `path`. Raises BadModelFile, naming file and fault."""
+def read_header(path: Path, wanted: Collection[Kind] = ("model",)) -> GgufHeader:
+    """Read and check the header of the file at `path`, which is to be of a `wanted` kind.
+
+    Raises BadModelFile, naming file and fault.
+    """
     try:
         if path.is_dir():
             raise BadModelFile(f"{path} is a folder; give the path of the .gguf file itself.")
@@ -125,7 +145,7 @@ def read_header(path: Path) -> GgufHeader:
             if size == 0:
                 raise BadModelFile(f"{path} is empty (0 bytes); copy or download it again.")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                header = _Reader(data, size).header()
+                header = _Reader(data, size, wanted).header()
     except _Fault as fault:
         raise BadModelFile(f"{path} cannot be served: {fault}") from fault
     except FileNotFoundError as error:
@@ -139,7 +159,7 @@ def read_header(path: Path) -> GgufHeader:
 def parse_header(data: bytes) -> GgufHeader:
     """`read_header` for a whole file that is in memory. Raises BadModelFile."""
     try:
-        return _Reader(data, len(data)).header()
+        return _Reader(data, len(data), ("model",)).header()
     except _Fault as fault:
         raise BadModelFile(f"The data cannot be served: {fault}") from fault
 
@@ -159,13 +179,20 @@ def _check_siblings(path: Path) -> None:
 
 
 class _Fault(Exception):
-    """What is wrong with the bytes, without the file's name."""
+    """What is wrong with the bytes, without the file's name. Short, though garbage may hold long names."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(
+            fault if len(fault) <= MAX_FAULT else f"{fault[: MAX_FAULT // 2]} … {fault[-MAX_FAULT // 2 :]}"
+        )
 
 
 class _Reader:
     """One pass over the header, from its first byte to the end of the tensor list."""
 
-    def __init__(self, data: bytes | mmap.mmap, size: int) -> None:
+    def __init__(self, data: bytes | mmap.mmap, size: int, wanted: Collection[Kind]) -> None:
+        self._wanted = wanted
+        self._kind: Kind = "model"
         self._data = data
         self._size = size
         self._at = 0
@@ -242,24 +269,34 @@ class _Reader:
     def _model(self) -> None:
         """The values that llama.cpp relies on without checking them."""
         values = self._values
-        kind = values.get("general.type", "model")
-        if kind != "model":
-            raise _Fault(f"it holds no language model but something of type {kind!r}.")
+        self._check_kind()
         split = values.get("split.no", 0)
         if split != 0:
             raise _Fault(f"it is a later part (number {split}) of a split model; give the first part.")
         architecture = values.get("general.architecture")
         if not isinstance(architecture, str) or not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", architecture):
             raise _Fault(f"its architecture is {architecture!r}; a model names one in general.architecture.")
-        self._integer(f"{architecture}.context_length", 1, MAX_CONTEXT)
-        self._integer(f"{architecture}.block_count", 1, MAX_BLOCKS)
-        self._integer(f"{architecture}.embedding_length", 1, 2**24)
+        if self._kind == "model":
+            self._integer(f"{architecture}.context_length", 1, MAX_CONTEXT)
+            self._integer(f"{architecture}.block_count", 1, MAX_BLOCKS)
+            self._integer(f"{architecture}.embedding_length", 1, 2**24)
+            if not isinstance(values.get("tokenizer.ggml.model"), str):
+                raise _Fault("it holds no tokenizer (tokenizer.ggml.model is missing).")
         if "general.alignment" in values:
             alignment = self._integer("general.alignment", 1, 2**20)
             if alignment & (alignment - 1):
                 raise _Fault(f"its general.alignment is {alignment}, which is no power of two.")
-        if not isinstance(values.get("tokenizer.ggml.model"), str):
-            raise _Fault("it holds no tokenizer (tokenizer.ggml.model is missing).")
+
+    def _check_kind(self) -> None:
+        said = self._values.get("general.type", "model")
+        if self._values.get("general.architecture") == "clip":
+            said = "mmproj"  # older projectors do not say what they are
+        for kind in self._wanted:
+            if kind == said:
+                self._kind = kind
+                return
+        what = next((text for kind, text in KINDS.items() if kind == said), f"something of type {said!r}")
+        raise _Fault(f"it holds {what}, not {' or '.join(KINDS[kind] for kind in self._wanted)}.")
 
     def _integer(self, key: str, low: int, high: int) -> int:
         value = self._values.get(key)
@@ -315,16 +352,21 @@ class _Reader:
 
     def _summary(self, tensors: int) -> GgufHeader:
         architecture = str(self._values["general.architecture"])
+        context = self._values.get(f"{architecture}.context_length", 0)
+        blocks = self._values.get(f"{architecture}.block_count", 0)
         return GgufHeader(
+            kind=self._kind,
             architecture=architecture,
             name=_text(self._values, "general.name"),
-            context_length=int(self._values[f"{architecture}.context_length"]),
-            block_count=int(self._values[f"{architecture}.block_count"]),
+            context_length=context if isinstance(context, int) else 0,
+            block_count=blocks if isinstance(blocks, int) else 0,
             quantisation=max(self._parameters, key=lambda name: self._parameters[name]),
             parameters=sum(self._parameters.values()),
             tensors=tensors,
             size=self._size,
             chat_template=_text(self._values, "tokenizer.chat_template"),
+            licence=_text(self._values, "general.license"),
+            pooled=self._values.get(f"{architecture}.pooling_type", 0) != 0,
         )
 
     def _unpack(self, layout: struct.Struct, what: str) -> int:

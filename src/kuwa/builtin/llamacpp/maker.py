@@ -41,7 +41,12 @@ TEMPLATE = (
     "</tool_call>{% endfor %}{% else %}{{ message.content }}{% endif %}<|im_end|>\n{% endfor -%}"
     "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif -%}"
 )
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+SPECIAL = (
+    *("<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
+    *("<|im_start|>", "<|im_end|>"),
+)
+"""The first begins and pads, the last ends."""
+
 MERGES = 256
 CONFIDENCE = 12.0
 """Scale of a scripted model's logits: the next piece leads by tens of nats, so no sampler chooses another."""
@@ -124,6 +129,60 @@ def make_random(path: Path, shape: Shape) -> None:
         _add(writer, "token_embd.weight", _normal(random, len(tokens), shape.width), shape.quantisation)
         if shape.quantisation == "F32":
             _add(writer, "output.weight", _normal(random, len(tokens), shape.width), shape.quantisation)
+
+
+def make_adapter(path: Path, shape: Shape = TINY) -> None:
+    """Write a LoRA adapter of random weights for a random model of `shape`: its answers become others."""
+    import numpy as np
+    from gguf import GGUFWriter
+
+    random = np.random.default_rng(3)
+    rank = 4
+    with _atomic(path) as part:
+        writer = GGUFWriter(str(part), shape.architecture)
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", float(rank))
+        for block in range(shape.blocks):
+            name = f"blk.{block}.attn_output.weight"
+            writer.add_tensor(f"{name}.lora_a", _normal(random, rank, shape.width) * np.float32(20))
+            writer.add_tensor(f"{name}.lora_b", _normal(random, shape.width, rank) * np.float32(20))
+        _write(writer)
+
+
+def make_projector(path: Path, width: int = TINY.width) -> None:
+    """Write a projector of random weights, which gives a model of `width` eyes of four patches (0.3 MB)."""
+    import numpy as np
+    from gguf import GGUFWriter
+
+    random = np.random.default_rng(4)
+    image, patch, inner, blocks = 28, 14, 64, 2
+    with _atomic(path) as part:
+        writer = GGUFWriter(str(part), "clip")
+        writer.add_type("mmproj")
+        writer.add_bool("clip.has_vision_encoder", True)
+        writer.add_string("clip.projector_type", "mlp")
+        writer.add_bool("clip.use_gelu", True)
+        numbers = {"embedding_length": inner, "feed_forward_length": 2 * inner, "block_count": blocks}
+        numbers |= {"projection_dim": width, "attention.head_count": 4, "image_size": image, "patch_size": patch}
+        for name, value in numbers.items():
+            writer.add_uint32(f"clip.vision.{name}", value)
+        writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-6)
+        writer.add_array("clip.vision.image_mean", [0.5, 0.5, 0.5])
+        writer.add_array("clip.vision.image_std", [0.5, 0.5, 0.5])
+        writer.add_tensor("v.patch_embd.weight", _normal(random, inner, 3, patch, patch))
+        writer.add_tensor("v.class_embd", _normal(random, inner))
+        writer.add_tensor("v.position_embd.weight", _normal(random, (image // patch) ** 2 + 1, inner))
+        layers = {"v.pre_ln": (inner,), "mm.0": (width, inner), "mm.2": (width, width)}
+        for block in range(blocks):
+            at = f"v.blk.{block}."
+            layers |= {f"{at}{name}": (inner, inner) for name in ("attn_q", "attn_k", "attn_v", "attn_out")}
+            layers |= {f"{at}ln1": (inner,), f"{at}ln2": (inner,)}
+            layers |= {f"{at}ffn_up": (2 * inner, inner), f"{at}ffn_down": (inner, 2 * inner)}
+        for name, extents in layers.items():
+            writer.add_tensor(f"{name}.weight", _normal(random, *extents) + np.float32(len(extents) == 1))
+            writer.add_tensor(f"{name}.bias", np.zeros(extents[0], np.float32))
+        _write(writer)
 
 
 def train_vocabulary(corpus: str, merges: int) -> Vocabulary:
@@ -305,6 +364,10 @@ def _writer(path: Path, shape: Shape, tokens: list[str], merges: list[str]) -> G
     writer.add_add_bos_token(False)
     writer.add_chat_template(TEMPLATE)
     yield writer
+    _write(writer)
+
+
+def _write(writer: GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -34,5 +34,7 @@ PARAMETERS = (
     Option("min_keep", int, "Every sampler leaves at least this many tokens; own 0", low=0),
     Option("ignore_eos", bool, "Go on where the model would end; own false"),
     Option("logit_bias", dict, 'Make tokens likelier or rarer, by token id: {"1234": -100}'),
+    Option("grammar", str, "Answer only what this GBNF grammar allows"),
+    Option("json_schema", dict, "Answer only JSON that keeps to this schema"),
     Option("stop", list, "End the answer before this text; repeat for several"),
 )

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from kuwa.builtin.llamacpp.answer import Answer
+from kuwa.builtin.llamacpp.calls import Enforced
 from kuwa.builtin.llamacpp.engine import refusal
-from kuwa.executor.chunks import Finish, Reasoning, Text, ToolCallDelta, Usage
+from kuwa.executor.chunks import Finish, RawEvent, Reasoning, Text, ToolCallDelta, Usage
 from kuwa.wire.errors import (
     BadUpstream,
     ContextLengthExceeded,
@@ -70,6 +71,52 @@ def test_the_text_of_a_plain_completion_is_read() -> None:
 def test_an_error_in_the_stream_is_raised() -> None:
     with pytest.raises(BadUpstream, match="out of memory"):
         read(b'{"error": {"code": 500, "message": "out of memory", "type": "server_error"}}')
+
+
+UNREADABLE = b'{"error": {"code": 500, "message": "output that does not match the expected format"}}'
+
+
+def counted(text: str, tokens: int) -> bytes:
+    timings = {"cache_n": 3, "prompt_n": 4, "predicted_n": tokens}
+    return json.dumps({"choices": [{"index": 0, "delta": {"content": text}}], "timings": timings}).encode()
+
+
+def test_an_answer_cut_inside_its_format_ends_with_its_length_and_counts() -> None:
+    for answer, tokens in ((Answer(formatted=True), 8), (Answer(most_tokens=9), 9)):
+        chunks = [chunk for data in (counted('{"a', 8), UNREADABLE) for chunk in answer.chunks(data)]
+        assert chunks == [Text('{"a'), Finish("length"), Usage(7, tokens, 3)]
+
+
+def test_an_answer_that_cannot_be_read_though_it_was_not_cut_is_an_error() -> None:
+    with pytest.raises(BadUpstream):
+        list(Answer(most_tokens=90).chunks(UNREADABLE))
+    with pytest.raises(BadUpstream):
+        list(Answer().chunks(UNREADABLE))
+
+
+def test_log_probabilities_are_passed_on_as_they_are() -> None:
+    data = event({"content": "a"}, logprobs={"content": []})
+    assert read(data) == [RawEvent(data)]
+
+
+def test_the_text_of_enforced_calls_is_read_as_calls() -> None:
+    answer = Answer(Enforced({}, "f"))
+    events = (event({"content": '{"a"'}), event({"content": ":1}"}), event(finish="stop"))
+    chunks = [chunk for data in events for chunk in answer.chunks(data)]
+    assert chunks == [
+        ToolCallDelta(0, "", "f", '{"a"'),
+        ToolCallDelta(0, "", "", ":1}"),
+        Finish("tool_calls"),
+    ]
+
+
+def test_a_filled_gap_is_text_with_its_counts() -> None:
+    end = {"content": "", "stop": True, "stop_type": "limit", "tokens_evaluated": 8, "tokens_predicted": 2}
+    assert read(b'{"content": "x", "stop": false}', json.dumps(end).encode()) == [
+        Text("x"),
+        Finish("length"),
+        Usage(8, 2),
+    ]
 
 
 @pytest.mark.parametrize("data", [b"", b"[1]", b'{"choices": 3}', b"\xff"])

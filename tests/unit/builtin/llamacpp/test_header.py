@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import struct
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,9 +15,9 @@ from hypothesis import strategies as st
 
 from kuwa.builtin.llamacpp.header import TENSOR_TYPES, BadModelFile, parse_header, read_header
 from kuwa.builtin.llamacpp.maker import make_tiny
+from mutation import HEADER_BYTES, mutated
 
-HEADER_BYTES = 20_000
-"""The part of the tiny model that mutations are thrown at: its header ends before it."""
+MOST_MORE_MEMORY_KB = 200_000
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,7 @@ def test_a_file_that_is_cut_says_so(model: bytes) -> None:
         (gguf(count=2**40), "tensors, which no model has"),
         (gguf(general__architecture=None), "architecture is None"),
         (gguf(general__architecture="../x"), "architecture is '../x'"),
-        (gguf(general__type="adapter"), "of type 'adapter'"),
+        (gguf(general__type="adapter"), "a LoRA adapter (see --lora), not a language model"),
         (gguf(llama__context_length=0), "context_length is 0"),
         (gguf(llama__context_length=None), "context_length is missing"),
         (gguf(llama__context_length="many"), "context_length is no number"),
@@ -198,3 +200,19 @@ def test_the_table_of_tensor_types_is_that_of_the_gguf_package() -> None:
 
     known = {int(kind): (kind.name, *sizes) for kind, sizes in reference.GGML_QUANT_SIZES.items()}
     assert known.items() <= TENSOR_TYPES.items()
+
+
+def test_five_thousand_mutated_files_are_each_read_or_refused_within_five_seconds(model: bytes) -> None:
+    random = Random(7)  # noqa: S311 - damage, no secret
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.process_time()
+    faults: list[str] = []
+    for _ in range(5000):
+        try:
+            parse_header(mutated(model, random))
+        except BadModelFile as error:
+            faults.append(str(error))
+    assert time.process_time() - started <= 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before <= MOST_MORE_MEMORY_KB
+    assert 1000 < len(faults) < 5000
+    assert max(map(len, faults)) < 1000
