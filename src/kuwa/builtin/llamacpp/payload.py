@@ -15,7 +15,7 @@ from kuwa.builtin.llamacpp.sampling import PARAMETERS
 from kuwa.executor.options import merge
 from kuwa.executor.prompt import Message, text_of
 from kuwa.executor.request import Request
-from kuwa.wire.errors import InvalidRequest
+from kuwa.wire.errors import InvalidRequest, Unsupported
 
 PASSED_ON = (
     *("n", "logprobs", "top_logprobs", "parallel_tool_calls", "chat_template_kwargs"),
@@ -69,7 +69,7 @@ def chat_payload(
 
 def completion_payload(request: Request, defaults: Mapping[str, Any], prompt: str) -> dict[str, Any]:
     """The body for `/v1/completions`: the prompt as it stands, without a chat template."""
-    payload = {**_common(request, defaults), "prompt": prompt}
+    payload = {**_without_schema(_common(request, defaults)), "prompt": prompt}
     if payload.get("logprobs") is True:  # a chat that goes this way
         payload["logprobs"] = payload.pop("top_logprobs", None) or 1
     return payload
@@ -77,10 +77,19 @@ def completion_payload(request: Request, defaults: Mapping[str, Any], prompt: st
 
 def infill_payload(request: Request, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The body for `/infill`: what stands before and behind the gap that the model is to fill."""
-    payload = _common(request, defaults)
+    payload = _without_schema(_common(request, defaults))
     payload.update(input_prefix=text_of(request.messages[0]), input_suffix=request.body["suffix"])
     if "max_tokens" in payload:
         payload["n_predict"] = payload.pop("max_tokens")
+    return payload
+
+
+def _without_schema(payload: dict[str, Any]) -> dict[str, Any]:
+    """Off the chat route llama.cpp leaves a schema that it cannot compile unenforced, and says nothing."""
+    if payload.get("json_schema") is not None:
+        raise Unsupported(
+            "json_schema is enforced for chats only; a plain completion takes grammar.", param="json_schema"
+        )
     return payload
 
 

@@ -17,7 +17,7 @@ from kuwa.builtin.llamacpp.payload import (
 from kuwa.builtin.llamacpp.sampling import PARAMETERS
 from kuwa.executor.options import add_options, collect
 from kuwa.executor.request import Request
-from kuwa.wire.errors import InvalidRequest
+from kuwa.wire.errors import InvalidRequest, Unsupported
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
@@ -86,3 +86,10 @@ def test_a_value_that_does_not_fit_is_refused() -> None:
 def test_a_plain_completion_is_its_prompt() -> None:
     payload = completion_payload(asked(kind="completion", parameters={"max_tokens": 3}), {"max_tokens": 9}, "hi")
     assert payload == {"prompt": "hi", "max_tokens": 3, **STREAMED}
+
+
+@pytest.mark.parametrize("payload", [infill_payload, lambda request, set_: completion_payload(request, set_, "hi")])
+def test_a_schema_that_might_not_be_enforced_is_refused(payload: Any) -> None:
+    request = asked(kind="completion", parameters={"json_schema": {"type": "object"}}, body={"suffix": "x"})
+    with pytest.raises(Unsupported, match="chats only"):
+        payload(request, {})
