@@ -87,9 +87,7 @@ def infill_payload(request: Request, defaults: Mapping[str, Any]) -> dict[str, A
 def _without_schema(payload: dict[str, Any]) -> dict[str, Any]:
     """Off the chat route llama.cpp leaves a schema that it cannot compile unenforced, and says nothing."""
     if payload.get("json_schema") is not None:
-        raise Unsupported(
-            "json_schema is enforced for chats only; a plain completion takes grammar.", param="json_schema"
-        )
+        raise Unsupported("json_schema is kept for chats only; a completion takes grammar.", param="json_schema")
     return payload
 
 
