@@ -20,12 +20,14 @@ from itertools import count
 from kuwa.engine.backend import Backend
 from kuwa.engine.request import Drawn, End, Generation
 from kuwa.engine.scheduler import Plan, Run, Scheduler
-from kuwa.wire.errors import EngineLost, KuwaError, QueueFull
+from kuwa.wire.errors import EngineLost, KuwaError, QueueFull, UpstreamTimeout
 
 log = logging.getLogger(__name__)
 
 MOST_FAILURES = 3
 """Steps that fail one after the other before the engine is given up."""
+PATIENT_TOKENS = 64
+"""A step may take its request's patience once more for this many tokens that it computes."""
 
 News = Drawn | End | KuwaError
 
@@ -50,8 +52,9 @@ class Engine:
 
     def __init__(self, backend: Backend, clock: Callable[[], float] = time.monotonic) -> None:
         self.backend = backend
-        self.step_began: float | None = None
         self._clock = clock
+        self._step_began = 0.0
+        self._step_tokens = 0  # 0 between steps
         self._scheduler = Scheduler(backend.limits)
         self._streams: dict[int, _Stream] = {}
         self._keys = count(1)
@@ -104,11 +107,18 @@ class Engine:
             cached=self._cached,
         )
 
-    async def generate(self, generation: Generation) -> AsyncIterator[Drawn | End]:
+    def overdue(self, patience_s: float) -> bool:
+        """Whether the step under way takes too long for what it computes: the device hangs."""
+        tokens = self._step_tokens
+        allowed = patience_s * (1 + tokens / PATIENT_TOKENS)
+        return tokens > 0 and self._clock() - self._step_began > allowed
+
+    async def generate(self, generation: Generation, patience_s: float = 60.0) -> AsyncIterator[Drawn | End]:
         """The tokens of one request as they are drawn, then its End. Close the iterator to cancel the request.
 
-        The request must fit: `prompt` and `done` not empty, within the vocabulary, and shorter than the limit.
-        Raises EngineLost where the engine dies, QueueFull where its memory does not suffice.
+        The request must fit: the prompt not empty, within the vocabulary, and shorter than the limit. Raises
+        EngineLost where the engine dies, QueueFull where its memory does not suffice, UpstreamTimeout where a step
+        takes longer than `patience_s` for every `PATIENT_TOKENS` tokens.
         """
         if self._trouble:
             raise EngineLost(self._trouble)
@@ -118,7 +128,10 @@ class Engine:
         ended = False
         try:
             while not ended:
-                for news in await stream.news():
+                while not await stream.came(patience_s):
+                    if self.overdue(patience_s):
+                        raise UpstreamTimeout(f"The model has computed for over {patience_s:g} s without a token.")
+                for news in stream.taken():
                     if isinstance(news, KuwaError):
                         ended = True
                         raise news
@@ -151,13 +164,12 @@ class Engine:
         while self._take_messages():
             if self._scheduler.idle:
                 continue
-            self.step_began = self._clock()
             try:
                 self._step()
                 self._failures = 0
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a step may fail in any way; its requests are told
                 self._recover(error)
-            self.step_began = None
+            self._step_tokens = 0
             self._steps += 1
 
     def _take_messages(self) -> bool:
@@ -180,6 +192,8 @@ class Engine:
         from kuwa.engine.sampler import draw
 
         plan = self._scheduler.plan()
+        self._step_began = self._clock()
+        self._step_tokens = sum(len(segment.ids) for segment in plan.segments)
         logits = self.backend.compute(plan)
         drawn = draw(logits, [segment.run for segment in plan.drawing])
         news = self._scheduler.advance(plan, [token.id for token in drawn])
@@ -239,8 +253,17 @@ class _Stream:
         self._news.extend(news)
         self._some.set()
 
-    async def news(self) -> list[News]:
-        await self._some.wait()
+    async def came(self, timeout_s: float) -> bool:
+        """Wait until there is something to hear, at most so long."""
+        if not self._some.is_set():
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._some.wait()
+            except TimeoutError:
+                return False
+        return True
+
+    def taken(self) -> list[News]:
         self._some.clear()
         heard = list(self._news)
         self._news.clear()

@@ -3,7 +3,7 @@
 The weights are read once per step, for prompts and for generating requests together. The model sees one sequence of
 tokens with their positions; where its layers would attend, `_Arena.attend` takes over: each request's tokens attend
 to that request's slot and to nothing else. transformers offers both doors: a cache object whose layers keep the keys
-and values, and an attention function registered under a name of our own (it makes no masks for such a name).
+and values, and an attention function registered under a name of our own (it makes no masks under such a name).
 
 Sliding windows, attention sinks, soft caps and values of another width than the keys are done here. A model that
 asks for more, or that mixes tokens outside its attention (state space, convolution, masks of its own), fails
@@ -84,6 +84,8 @@ class SlotBackend:
 
     def __init__(self, model: PreTrainedModel, limits: Limits) -> None:
         """Raises CannotPack for a model whose attention cannot be replaced."""
+        if not model._can_set_attn_implementation():
+            raise CannotPack("its attention cannot be replaced")
         self.limits = limits
         self._model = model
         self._device = model.device
@@ -148,8 +150,7 @@ class _Arena:
         self.capacity = 0
         self.rows = torch.empty(0)
         self.positions = torch.empty(0)
-        self._device = torch.device("cpu")
-        self._masks: dict[tuple[Group, int | None], Tensor | None] = {}
+        self._masks: dict[tuple[Group, int | None, torch.device], Tensor | None] = {}
 
     @property
     def bytes_per_token(self) -> int:
@@ -157,7 +158,6 @@ class _Arena:
 
     def begin(self, segments: Sequence[Segment], device: torch.device) -> None:
         """Be ready for a step that computes `segments` as one packed sequence in this order."""
-        self._device = device
         self.groups = list(grouped(segments))
         self._masks.clear()
         most = max(segment.end for segment in segments)
@@ -195,9 +195,8 @@ class _Arena:
         """The attention of one layer over the packed sequence, `[1, heads, tokens, width]` in and
         `[1, tokens, heads, width]` out. Raises CannotPack for a kind of attention that is not known here."""
         layer = self.layers[module.layer_idx]
-        if not layer.fresh:
-            raise CannotPack("its layers share keys and values")
-        layer.fresh = False
+        if not layer.took(key, value):
+            raise CannotPack("it keeps other keys and values than it attends to")
         if attention_mask is not None or dropout or others.get("position_bias") is not None:
             raise CannotPack("its attention brings masks or biases of its own")
         outputs = [
@@ -216,7 +215,7 @@ class _Arena:
         keys = layer.keys[group.slot : group.slot + group.rows, :, low:high]
         values = layer.values[group.slot : group.slot + group.rows, :, low:high]
         asked = query[0, :, group.first : group.first + group.tokens]
-        mask = self._mask(group, low, high, window)
+        mask = self._mask(group, low, high, window, query.device)
         if group.rows == group.tokens:
             # One token a row: the query heads of a key head stand in for the length, nothing is repeated.
             rows = asked.transpose(0, 1).reshape(group.rows, keys.shape[1], -1, asked.shape[-1])
@@ -226,26 +225,27 @@ class _Arena:
         answer = _attention(asked.unsqueeze(0), keys, values, mask, extras, causal=causal)
         return answer[0].transpose(0, 1)
 
-    def _mask(self, group: Group, low: int, high: int, window: int | None) -> Tensor | None:
+    def _mask(self, group: Group, low: int, high: int, window: int | None, device: torch.device) -> Tensor | None:
         """Which of the positions `low` to `high` each token of the group sees, `[rows, 1, tokens of a row, high -
         low]`; None where it is all of them, or all up to the token's own of a sequence that begins here."""
-        if (group, window) not in self._masks:
-            self._masks[group, window] = self._made_mask(group, low, high, window)
-        return self._masks[group, window]
+        key = (group, window, device)
+        if key not in self._masks:
+            self._masks[key] = _made_mask(group, low, high, window, device)
+        return self._masks[key]
 
-    def _made_mask(self, group: Group, low: int, high: int, window: int | None) -> Tensor | None:
-        single = group.rows == group.tokens
-        if single:
-            if all(end == high for end in group.ends) and (window is None or high - low <= window):
-                return None
-            own = torch.tensor(group.ends, device=self._device).view(-1, 1, 1, 1) - 1
-        else:
-            if group.tokens == high and (window is None or high <= window):
-                return None
-            own = torch.arange(high - group.tokens, high, device=self._device).view(1, 1, -1, 1)
-        positions = torch.arange(low, high, device=self._device)
-        mask = positions <= own
-        return mask if window is None else mask & (positions > own - window)
+
+def _made_mask(group: Group, low: int, high: int, window: int | None, device: torch.device) -> Tensor | None:
+    if group.rows == group.tokens:
+        if all(end == high for end in group.ends) and (window is None or high - low <= window):
+            return None
+        own = torch.tensor(group.ends, device=device).view(-1, 1, 1, 1) - 1
+    else:
+        if group.tokens == high and (window is None or high <= window):
+            return None
+        own = torch.arange(high - group.tokens, high, device=device).view(1, 1, -1, 1)
+    positions = torch.arange(low, high, device=device)
+    mask = positions <= own
+    return mask if window is None else mask & (positions > own - window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +299,7 @@ def _written_out(
 class _Layer(CacheLayerMixin):
     """One layer's part of the arena: keys and values `[slots, key heads, capacity, width]`.
 
-    `fresh`: the step's keys are in, and nothing has attended to them yet.
+    What a step brings is remembered until its attention has asked for it.
     """
 
     is_sliding = False
@@ -309,7 +309,14 @@ class _Layer(CacheLayerMixin):
         self._arena = arena
         self.keys = torch.empty(0)
         self.values = torch.empty(0)
-        self.fresh = False
+        self._came: tuple[Tensor, Tensor] | None = None
+
+    def took(self, key: Tensor, value: Tensor) -> bool:
+        """Whether the step's `key` and `value` are those that were kept, once."""
+        came, self._came = self._came, None
+        return came is not None and all(
+            a.data_ptr() == b.data_ptr() and a.shape == b.shape for a, b in zip(came, (key, value), strict=True)
+        )
 
     @property
     def bytes_per_token(self) -> int:
@@ -320,7 +327,7 @@ class _Layer(CacheLayerMixin):
     def drop(self) -> None:
         self.keys = torch.empty(0)
         self.values = torch.empty(0)
-        self.fresh = False
+        self._came = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         raise NotImplementedError("slots are filled by update alone")
@@ -332,8 +339,9 @@ class _Layer(CacheLayerMixin):
         arena = self._arena
         singles = arena.rows.numel()
         if singles:
-            self.keys[arena.rows, :, arena.positions] = key_states[0, :, :singles].transpose(0, 1)
-            self.values[arena.rows, :, arena.positions] = value_states[0, :, :singles].transpose(0, 1)
+            where = (arena.rows.to(key_states.device), slice(None), arena.positions.to(key_states.device))
+            self.keys[where] = key_states[0, :, :singles].transpose(0, 1)
+            self.values[where] = value_states[0, :, :singles].transpose(0, 1)
         for group in arena.groups:
             if group.tokens > group.rows:
                 (end,) = group.ends
@@ -341,7 +349,7 @@ class _Layer(CacheLayerMixin):
                 from_ = slice(group.first, group.first + group.tokens)
                 self.keys[group.slot, :, into] = key_states[0, :, from_]
                 self.values[group.slot, :, into] = value_states[0, :, from_]
-        self.fresh = True
+        self._came = (key_states, value_states)
         return key_states, value_states
 
     def _room(self, had: Tensor, states: Tensor) -> Tensor:

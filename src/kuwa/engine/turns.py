@@ -36,6 +36,21 @@ class TurnsBackend:
     def reset(self) -> None:
         self._states.clear()
 
+    def resized(self, limits: Limits) -> None:
+        """Go on with other limits and nothing held."""
+        self.limits = limits
+        self.reset()
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What one position takes in the caches there are; 0 where no state grows with the length."""
+        for state in self._states.values():
+            layers = getattr(state.get("past_key_values"), "layers", ())
+            tensors = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+            held = [t for t in tensors if isinstance(t, Tensor) and t.dim() == 4 and t.shape[2]]
+            return sum(t.numel() * t.element_size() // t.shape[2] for t in held)
+        return 0
+
     def _logits(self, segment: Segment) -> Tensor:
         model = self._model
         ids = torch.tensor([segment.run.ids], device=self._device)
