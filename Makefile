@@ -51,7 +51,7 @@ clean:
 # The stamps are what make compares: installed once, and again when pyproject.toml changes.
 $(VENV)/kuwa-installed: pyproject.toml requirements.txt | $(VENV)/made
 	@echo "==> Installing Kuwa into $(VENV) (once; a minute or two)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[llamacpp,chatgpt]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[llamacpp,chatgpt,huggingface]'
 	@touch $@
 
 # Dependency groups need a pip newer than the one that some Pythons bring along.

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from kuwa.builtin.huggingface.detokenizer import Detokenizer
+from kuwa.builtin.huggingface.detokenizer import BROKEN, Detokenizer
 from kuwa.builtin.huggingface.parts import Part, PartReader
 from kuwa.engine.request import Drawn, EndReason
 from kuwa.executor.chunks import Chunk, Finish, FinishReason, RawEvent, Reasoning, Text, ToolCallDelta
@@ -125,7 +125,9 @@ class ChoiceAnswer:
 
     def _token(self, token: int, logprob: float) -> Fields:
         text = self._decode([token])
-        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}
+        # A token that is a part of a character: its bytes are not in the text any more.
+        known = None if BROKEN in text else list(text.encode("utf-8", "replace"))
+        return {"token": text, "logprob": _finite(logprob), "bytes": known}
 
 
 def _finite(logprob: float) -> float:

@@ -64,19 +64,14 @@ class Prompter:
         return str(self._apply(list(messages), tools, {**kwargs, "tokenize": False}))
 
     def _trimmed(self, request: Request, messages: list[Message], kwargs: Mapping[str, Any]) -> list[int]:
-        found: list[list[int]] = []
-
         def fits(candidate: list[Message]) -> bool:
-            ids = self._chat(candidate, request.tools, kwargs)
-            if len(ids) <= self._limit:
-                found[:] = [ids]
-            return len(ids) <= self._limit
+            return len(self._chat(candidate, request.tools, kwargs)) <= self._limit
 
         trimmed = trim_oldest(messages, fits)
         if trimmed is None:
             raise self._too_long("The last message alone is longer")
-        request.trimmed_messages = trimmed[1]
-        return self._chat(trimmed[0], request.tools, kwargs) if len(trimmed[0]) else found[0]
+        kept, request.trimmed_messages = trimmed
+        return self._chat(kept, request.tools, kwargs)
 
     def _chat(self, messages: list[Message], tools: Sequence[Any], kwargs: Mapping[str, Any]) -> list[int]:
         return self._checked(self._apply(messages, tools, {**kwargs, "sanitize_control_tokens": True}))
