@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -113,7 +113,7 @@ class Engine:
         allowed = patience_s * (1 + tokens / PATIENT_TOKENS)
         return tokens > 0 and self._clock() - self._step_began > allowed
 
-    async def generate(self, generation: Generation, patience_s: float = 60.0) -> AsyncIterator[Drawn | End]:
+    async def generate(self, generation: Generation, patience_s: float = 60.0) -> AsyncGenerator[Drawn | End]:
         """The tokens of one request as they are drawn, then its End. Close the iterator to cancel the request.
 
         The request must fit: the prompt not empty, within the vocabulary, and shorter than the limit. Raises

@@ -11,7 +11,9 @@ typical_p, each on what the one before it left.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ NEVER = float("-inf")
 
 def draw(logits: Tensor, runs: Sequence[Run]) -> list[Drawn]:
     """The next token of each run; `logits` is `[len(runs), vocabulary]`."""
-    likeliest: list[int] = logits.argmax(dim=-1).tolist()
+    likeliest = _numbers(logits.argmax(dim=-1))
     return [
         Drawn(likeliest[row]) if _is_plain(run) else _draw_one(logits[row], run, likeliest[row])
         for row, run in enumerate(runs)
@@ -66,14 +68,16 @@ def _biased(logits: Tensor, run: Run) -> Tensor:
 
 def _penalise(scores: Tensor, sampling: Sampling, run: Run) -> None:
     if sampling.repetition_penalty != 1.0:
-        seen = torch.tensor(run.ids, device=scores.device).unique()
+        seen = torch.tensor(sorted(set(run.ids)), device=scores.device)
         known = scores[seen]
         penalty = sampling.repetition_penalty
         scores[seen] = torch.where(known < 0, known * penalty, known / penalty)
     generated = run.ids[len(run.generation.prompt) :]
     if generated and (sampling.presence_penalty or sampling.frequency_penalty):
-        ids, counts = torch.tensor(generated, device=scores.device).unique(return_counts=True)
-        scores[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+        counts = Counter(generated)
+        ids = torch.tensor(list(counts.keys()), device=scores.device)
+        times = torch.tensor(list(counts.values()), device=scores.device)
+        scores[ids] -= sampling.presence_penalty + sampling.frequency_penalty * times
 
 
 def _drawn(scores: Tensor, sampling: Sampling, position: int) -> int:
@@ -130,6 +134,11 @@ def _unpacked(mask: Tensor, like: Tensor) -> Tensor:
 def _with_logprobs(logits: Tensor, token: int, count: int) -> Drawn:
     """Log probabilities by the model itself, before any parameter of the request."""
     logs = logits.float().log_softmax(-1)
-    top = logs.topk(count) if count else None
-    pairs = () if top is None else tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-    return Drawn(token, float(logs[token]), pairs)
+    top = logs.topk(count)
+    pairs = zip(_numbers(top.indices), _numbers(top.values), strict=True)
+    return Drawn(token, float(logs[token]), tuple(pairs))
+
+
+def _numbers(tensor: Tensor) -> list[Any]:
+    """The numbers of a tensor of one dimension."""
+    return cast("list[Any]", tensor.tolist())  # pyright: ignore[reportUnknownMemberType] - torch does not say

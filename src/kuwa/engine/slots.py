@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kuwa.engine.scheduler import Limits, Plan, Segment
@@ -82,7 +82,7 @@ class SlotBackend:
 
     name = "slot"
 
-    def __init__(self, model: PreTrainedModel, limits: Limits) -> None:
+    def __init__(self, model: Any, limits: Limits) -> None:
         """Raises CannotPack for a model whose attention cannot be replaced."""
         if not model._can_set_attn_implementation():
             raise CannotPack("its attention cannot be replaced")
@@ -90,9 +90,10 @@ class SlotBackend:
         self._model = model
         self._device = model.device
         self._arena = _Arena(model.config.get_text_config().num_hidden_layers, limits)
-        self._implementation = model.config._attn_implementation
+        self._implementation: str = model.config._attn_implementation
         self._name = f"kuwa_slot_{next(_serial)}"
-        AttentionInterface.register(self._name, self._arena.attend)
+        functions: Any = AttentionInterface
+        functions.register(self._name, self._arena.attend)
         model.set_attn_implementation(self._name)
         if model.config.get_text_config()._attn_implementation != self._name:
             raise CannotPack("its attention cannot be replaced")
@@ -175,8 +176,8 @@ class _Arena:
 
     def copy(self, source: int, target: int, length: int) -> None:
         for layer in self.layers:
-            layer.keys[target, :, :length] = layer.keys[source, :, :length]
-            layer.values[target, :, :length] = layer.values[source, :, :length]
+            layer.kept_keys[target, :, :length] = layer.kept_keys[source, :, :length]
+            layer.kept_values[target, :, :length] = layer.kept_values[source, :, :length]
 
     def attend(
         self,
@@ -194,7 +195,7 @@ class _Arena:
     ) -> tuple[Tensor, None]:
         """The attention of one layer over the packed sequence, `[1, heads, tokens, width]` in and
         `[1, tokens, heads, width]` out. Raises CannotPack for a kind of attention that is not known here."""
-        layer = self.layers[module.layer_idx]
+        layer = self.layers[int(module.layer_idx)]
         if not layer.took(key, value):
             raise CannotPack("it keeps other keys and values than it attends to")
         if attention_mask is not None or dropout or others.get("position_bias") is not None:
@@ -212,8 +213,8 @@ class _Arena:
         if window is not None:
             length = group.tokens if group.rows == 1 else 1
             low = max(0, min(group.ends) - length + 1 - window)
-        keys = layer.keys[group.slot : group.slot + group.rows, :, low:high]
-        values = layer.values[group.slot : group.slot + group.rows, :, low:high]
+        keys = layer.kept_keys[group.slot : group.slot + group.rows, :, low:high]
+        values = layer.kept_values[group.slot : group.slot + group.rows, :, low:high]
         asked = query[0, :, group.first : group.first + group.tokens]
         mask = self._mask(group, low, high, window, query.device)
         if group.rows == group.tokens:
@@ -305,10 +306,10 @@ class _Layer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, arena: _Arena) -> None:
-        super().__init__()
+        super().__init__()  # pyright: ignore[reportUnknownMemberType] - untyped there
         self._arena = arena
-        self.keys = torch.empty(0)
-        self.values = torch.empty(0)
+        self.kept_keys = torch.empty(0)
+        self.kept_values = torch.empty(0)
         self._came: tuple[Tensor, Tensor] | None = None
 
     def took(self, key: Tensor, value: Tensor) -> bool:
@@ -320,13 +321,13 @@ class _Layer(CacheLayerMixin):
 
     @property
     def bytes_per_token(self) -> int:
-        if self.keys.numel() == 0:
+        if self.kept_keys.numel() == 0:
             return 0
-        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in (self.keys, self.values))
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in (self.kept_keys, self.kept_values))
 
     def drop(self) -> None:
-        self.keys = torch.empty(0)
-        self.values = torch.empty(0)
+        self.kept_keys = torch.empty(0)
+        self.kept_values = torch.empty(0)
         self._came = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -334,21 +335,21 @@ class _Layer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keep the step's keys and values, `[1, key heads, tokens, width]`, where its segments belong."""
-        self.keys = self._room(self.keys, key_states)
-        self.values = self._room(self.values, value_states)
+        self.kept_keys = self._room(self.kept_keys, key_states)
+        self.kept_values = self._room(self.kept_values, value_states)
         arena = self._arena
         singles = arena.rows.numel()
         if singles:
             where = (arena.rows.to(key_states.device), slice(None), arena.positions.to(key_states.device))
-            self.keys[where] = key_states[0, :, :singles].transpose(0, 1)
-            self.values[where] = value_states[0, :, :singles].transpose(0, 1)
+            self.kept_keys[where] = key_states[0, :, :singles].transpose(0, 1)
+            self.kept_values[where] = value_states[0, :, :singles].transpose(0, 1)
         for group in arena.groups:
             if group.tokens > group.rows:
                 (end,) = group.ends
                 into = slice(end - group.tokens, end)
                 from_ = slice(group.first, group.first + group.tokens)
-                self.keys[group.slot, :, into] = key_states[0, :, from_]
-                self.values[group.slot, :, into] = value_states[0, :, from_]
+                self.kept_keys[group.slot, :, into] = key_states[0, :, from_]
+                self.kept_values[group.slot, :, into] = value_states[0, :, from_]
         self._came = (key_states, value_states)
         return key_states, value_states
 

@@ -6,11 +6,11 @@ import argparse
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from kuwa.builtin.huggingface.options import PARAMETERS, add_arguments
 from kuwa.executor import (
@@ -29,13 +29,23 @@ from kuwa.wire.errors import InvalidRequest, Unsupported
 
 if TYPE_CHECKING:
     from kuwa.builtin.huggingface.answer import ChoiceAnswer
-    from kuwa.builtin.huggingface.loading import Loaded, Source
+    from kuwa.builtin.huggingface.loading import Source
     from kuwa.engine.request import Generation
 
 log = logging.getLogger(__name__)
 
 GIB = 1 << 30
 MOST_TEMPLATE_KWARGS = 32
+RESERVED_KWARGS = frozenset(
+    (
+        *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
+        *("continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors"),
+        *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens"),
+    )
+)
+"""What is not for clients to set."""
+MOST_AHEAD = 256
+"""Chunks of a request with several answers that wait for the client."""
 
 
 class HuggingfaceExecutor(LLMExecutor):
@@ -148,7 +158,11 @@ class HuggingfaceExecutor(LLMExecutor):
         system = "" if self.args.no_system_prompt else self.args.system_prompt or ""
         try:
             self._prompter = Prompter(
-                loaded.tokenizer, template=self._template, system_prompt=system, limit=limit, vocabulary=self._vocabulary
+                loaded.tokenizer,
+                template=self._template,
+                system_prompt=system,
+                limit=limit,
+                vocabulary=self._vocabulary,
             )
         except BadTemplate as error:
             raise SetupFailed(f"{error}; give another --override_chat_template") from error
@@ -180,12 +194,12 @@ class HuggingfaceExecutor(LLMExecutor):
         question = await asyncio.to_thread(self._question, request)
         tally = Tally(len(question.prompt))
         streams = [self._choice(g, a, tally) for g, a in zip(question.generations, question.answers, strict=True)]
-        async with aclosing(merged(streams)) as chunks:
+        async with aclosing(streams[0] if len(streams) == 1 else merged(streams)) as chunks:
             async for chunk in chunks:
                 yield chunk
         yield Usage(tally.prompt, tally.generated, tally.cached)
 
-    async def _choice(self, generation: Generation, answer: ChoiceAnswer, tally: Tally) -> AsyncIterator[Chunk]:
+    async def _choice(self, generation: Generation, answer: ChoiceAnswer, tally: Tally) -> AsyncGenerator[Chunk]:
         from kuwa.engine.request import End
 
         async with aclosing(self._engine.generate(generation, patience_s=self.args.timeout)) as tokens:
@@ -264,39 +278,31 @@ class Question:
     answers: list[ChoiceAnswer]
 
 
-async def merged(streams: Sequence[AsyncIterator[Chunk]]) -> AsyncIterator[Chunk]:
+async def merged(streams: Sequence[AsyncGenerator[Chunk]]) -> AsyncGenerator[Chunk]:
     """The chunks of all streams as they come. An error of one ends all; closing this closes them."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as chunks:  # type: ignore[type-var]
-            async for chunk in chunks:
-                yield chunk
-        return
-    queue: asyncio.Queue[Chunk | None] = asyncio.Queue(maxsize=256)
+    queue: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue(MOST_AHEAD)
 
-    async def forward(stream: Any) -> None:
+    async def forward(stream: AsyncGenerator[Chunk]) -> None:
+        last: Exception | None = None
         async with aclosing(stream) as chunks:
-            async for chunk in chunks:
-                await queue.put(chunk)
-        await queue.put(None)
+            try:
+                async for chunk in chunks:
+                    await queue.put(chunk)
+            except Exception as error:  # noqa: BLE001 - it is raised again below, in the request's task
+                last = error
+        await queue.put(last)
 
     tasks = [asyncio.create_task(forward(stream)) for stream in streams]
+    left = len(tasks)
     try:
-        left = len(tasks)
         while left:
-            getting = asyncio.create_task(queue.get())
-            failed = [t for t in tasks if t.done() and t.exception() is not None]
-            if failed:
-                getting.cancel()
-                failed[0].result()
-            await asyncio.wait([getting, *(t for t in tasks if not t.done())], return_when=asyncio.FIRST_COMPLETED)
-            if not getting.done():
-                getting.cancel()
-                continue
-            chunk = getting.result()
-            if chunk is None:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
                 left -= 1
             else:
-                yield chunk
+                yield item
     finally:
         for task in tasks:
             task.cancel()
@@ -310,11 +316,10 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 def _template_kwargs(request: Request) -> dict[str, Any]:
     """What the client gives its chat template, such as `enable_thinking`."""
-    given = request.body.get("chat_template_kwargs") or {}
-    reserved = ("messages", "tools", "tokenize", "chat_template", "return_dict", "sanitize_control_tokens")
-    if not isinstance(given, dict) or len(given) > MOST_TEMPLATE_KWARGS or any(k in reserved for k in given):
+    given: Any = request.body.get("chat_template_kwargs") or {}
+    kwargs = dict(cast("dict[str, Any]", given)) if isinstance(given, dict) else {"tokenize": True}
+    if len(kwargs) > MOST_TEMPLATE_KWARGS or any(name in RESERVED_KWARGS for name in kwargs):
         raise InvalidRequest("chat_template_kwargs must be an object with a few options.", param="chat_template_kwargs")
-    kwargs = {str(k): v for k, v in given.items()}
     if request.body.get("continue_final_message"):
         kwargs["continue_final_message"] = True
     return kwargs

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -138,6 +139,11 @@ def kind_of(config: Any) -> Kind:
     return "embedding"
 
 
+def _transformers() -> Any:
+    """The package, whose types say less than they are."""
+    return import_module("transformers")
+
+
 def _common(source: Source) -> dict[str, Any]:
     # trust_remote_code is always given: where it is not, transformers asks on standard input.
     return {
@@ -153,18 +159,14 @@ def _where(source: Source) -> str:
 
 
 def _config(source: Source) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(_where(source), **_common(source))
+    return _transformers().AutoConfig.from_pretrained(_where(source), **_common(source))
 
 
 def _tokenizer(source: Source) -> Any:
-    from transformers import AutoTokenizer
-
     common = _common(source)
     if source.tokenizer:
         common["revision"] = None
-    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer or _where(source), **common)
+    tokenizer = _transformers().AutoTokenizer.from_pretrained(source.tokenizer or _where(source), **common)
     fast = getattr(tokenizer, "_tokenizer", None)
     if fast is not None:
         # A tokenizer that truncates or pads is changed by each call, and cannot be used by two threads.
@@ -174,20 +176,18 @@ def _tokenizer(source: Source) -> Any:
 
 
 def _processor(source: Source) -> Any:
-    from transformers import AutoProcessor
-
-    return AutoProcessor.from_pretrained(_where(source), **_common(source))
+    return _transformers().AutoProcessor.from_pretrained(_where(source), **_common(source))
 
 
 def _model(source: Source, config: Any, kind: Kind) -> Any:
     import torch
-    import transformers
 
+    transformers = _transformers()
     auto = {
-        "text": transformers.AutoModelForCausalLM,
-        "images": transformers.AutoModelForImageTextToText,
-        "embedding": transformers.AutoModel,
-        "ranking": transformers.AutoModelForSequenceClassification,
+        "text": "AutoModelForCausalLM",
+        "images": "AutoModelForImageTextToText",
+        "embedding": "AutoModel",
+        "ranking": "AutoModelForSequenceClassification",
     }[kind]
     given: dict[str, Any] = {**_common(source), "config": config, "dtype": source.dtype, "use_safetensors": True}
     if source.bits:
@@ -195,7 +195,7 @@ def _model(source: Source, config: Any, kind: Kind) -> Any:
         given["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=eight, load_in_4bit=four)
     if torch.cuda.is_available():
         given["device_map"] = "auto" if torch.cuda.device_count() > 1 else {"": 0}
-    model, told = auto.from_pretrained(_where(source), output_loading_info=True, **given)
+    model, told = getattr(transformers, auto).from_pretrained(_where(source), output_loading_info=True, **given)
     _check_complete(told)
     if source.lora:
         model.load_adapter(source.lora, adapter_kwargs={"local_files_only": source.offline})
@@ -208,7 +208,7 @@ def _check_complete(told: Mapping[str, Any]) -> None:
     missing = [name for name in missing if "position_ids" not in name and not name.startswith("pooler.")]
     if missing:
         raise LoadFailed(f"its weights are incomplete: {_some(missing)} missing; download the model again")
-    mismatched = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in told.get("mismatched_keys") or ())
+    mismatched = sorted(str(entry[0]) for entry in told.get("mismatched_keys") or ())
     if mismatched:
         raise LoadFailed(f"its weights do not fit its config.json: {_some(mismatched)} have another shape")
 
@@ -220,10 +220,15 @@ def _some(names: list[str]) -> str:
 def _stops(own: Mapping[str, Any], config: Any, tokenizer: Any) -> frozenset[int]:
     """The ids that end an answer, by whoever names one."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    named = (own.get("eos_token_id"), getattr(text, "eos_token_id", None), getattr(tokenizer, "eos_token_id", None))
+    named: tuple[Any, ...] = (
+        own.get("eos_token_id"),
+        getattr(text, "eos_token_id", None),
+        getattr(tokenizer, "eos_token_id", None),
+    )
     ids: set[int] = set()
     for value in named:
-        ids.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
+        several: list[Any] = [*value] if isinstance(value, list | tuple) else [value]
+        ids.update(int(one) for one in several if one is not None)
     return frozenset(ids)
 
 

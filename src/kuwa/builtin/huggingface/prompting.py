@@ -7,7 +7,7 @@ time. What users write never becomes a control token of the model, whatever it l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from kuwa.executor.prompt import SYSTEM_ROLES, Message, text_of, trim_oldest, with_system_prompt
 from kuwa.executor.request import Request
@@ -128,9 +128,9 @@ class Prompter:
 
 def _own_template(tokenizer: Any) -> str:
     """The tokenizer's own template; of several named ones the default."""
-    own = getattr(tokenizer, "chat_template", None)
+    own: Any = getattr(tokenizer, "chat_template", None)
     if isinstance(own, dict):
-        own = own.get("default")
+        own = cast("dict[str, str]", own).get("default")
     return own or ""
 
 

@@ -95,12 +95,10 @@ def samplings(request: Request, options: Mapping[str, Any], vocabulary: int) -> 
 
 def stop_tokens(request: Request, vocabulary: int) -> frozenset[int]:
     """The ids of the field `stop_token_ids`. Raises InvalidRequest."""
-    given = request.parameters.get("stop_token_ids") or []
-    ids = cast("list[Any]", given) if isinstance(given, list) else [given]
+    given: Any = request.parameters.get("stop_token_ids") or []
+    ids: list[Any] = cast("list[Any]", given) if isinstance(given, list) else [given]
     if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocabulary for i in ids):
-        raise InvalidRequest(
-            f"stop_token_ids must be a list of token ids below {vocabulary}.", param="stop_token_ids"
-        )
+        raise InvalidRequest(f"stop_token_ids must be a list of token ids below {vocabulary}.", param="stop_token_ids")
     return frozenset(ids)
 
 
