@@ -98,7 +98,7 @@ def test_the_help_holds_every_option_that_the_old_command_had(name: str) -> None
     assert [option for option in HELP_HOLDS[name] if option not in words] == []
 
 
-@pytest.mark.parametrize("name", ["geminipro", "huggingface"])
+@pytest.mark.parametrize("name", ["geminipro"])
 def test_an_executor_that_is_not_built_yet_says_so_and_exits_3(name: str) -> None:
     result = command("executor", name, "--ignore_kernel")
     assert result.returncode == 3, result

@@ -169,7 +169,14 @@ class HuggingfaceExecutor(LLMExecutor):
         self._decode = _decoder(loaded.tokenizer)
 
     def _prepare_vectors(self) -> None:
-        raise NotImplementedError
+        from kuwa.builtin.huggingface.vectors import Vectors, pooling_of
+
+        loaded = self._loaded
+        longest = getattr(loaded.tokenizer, "model_max_length", loaded.context_length)
+        self.context_length = min(loaded.context_length, int(longest))
+        folder = Path(getattr(loaded.config, "name_or_path", "") or self.args.model_path).expanduser()
+        self._vectors = Vectors(loaded.model, loaded.tokenizer, length=self.context_length, pooling=pooling_of(folder))
+        self._turn = asyncio.Lock()
 
     async def serve_startup(self) -> None:
         if self._loaded.kind in ("text", "images"):
@@ -254,10 +261,18 @@ class HuggingfaceExecutor(LLMExecutor):
         return question
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
-        raise Unsupported(f"The model {request.access_code!r} makes no embeddings.", param="model")
+        if self._loaded.kind != "embedding":
+            raise Unsupported(f"The model {request.access_code!r} makes no embeddings.", param="model")
+        if request.dimensions is not None:
+            raise Unsupported("This model's vectors cannot be shortened.", param="dimensions")
+        async with self._turn:
+            return Embeddings(*await asyncio.to_thread(self._vectors.embed, request.inputs))
 
     async def rerank(self, request: RerankRequest) -> Ranking:
-        raise Unsupported(f"The model {request.access_code!r} cannot rerank documents.", param="model")
+        if self._loaded.kind != "ranking":
+            raise Unsupported(f"The model {request.access_code!r} cannot rerank documents.", param="model")
+        async with self._turn:
+            return Ranking(*await asyncio.to_thread(self._vectors.score, request.query, request.documents))
 
 
 @dataclass(slots=True)

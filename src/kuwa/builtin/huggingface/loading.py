@@ -41,13 +41,12 @@ class Source:
 
 @dataclass(slots=True)
 class Loaded:
-    """`model` is in evaluation mode on its device. `processor` is there for models that take images."""
+    """`model` is in evaluation mode on its device."""
 
     kind: Kind
     model: Any
     tokenizer: Any
     config: Any
-    processor: Any = None
     generation_config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     stops: frozenset[int] = frozenset()
     context_length: int = 0
@@ -107,7 +106,6 @@ def _load(source: Source) -> Loaded:
     config = _guarded(source, "its configuration", lambda: _config(source))
     kind = kind_of(config)
     tokenizer = _guarded(source, "its tokenizer", lambda: _tokenizer(source))
-    processor = _guarded(source, "its image processor", lambda: _processor(source)) if kind == "images" else None
     log.info("loading %s (%s)", source.path, ", ".join(config.architectures or ["unknown architecture"]))
     model = _guarded(source, "its weights", lambda: _model(source, config, kind))
     model.eval()
@@ -120,7 +118,6 @@ def _load(source: Source) -> Loaded:
         model=model,
         tokenizer=tokenizer,
         config=config,
-        processor=processor,
         generation_config=own,
         stops=_stops(own, config, tokenizer),
         context_length=_context_length(config, tokenizer),
@@ -173,10 +170,6 @@ def _tokenizer(source: Source) -> Any:
         fast.no_truncation()
         fast.no_padding()
     return tokenizer
-
-
-def _processor(source: Source) -> Any:
-    return _transformers().AutoProcessor.from_pretrained(_where(source), **_common(source))
 
 
 def _model(source: Source, config: Any, kind: Kind) -> Any:
