@@ -183,6 +183,8 @@ def _model(source: Source, config: Any, kind: Kind) -> Any:
         "ranking": "AutoModelForSequenceClassification",
     }[kind]
     given: dict[str, Any] = {**_common(source), "config": config, "dtype": source.dtype, "use_safetensors": True}
+    # Weights of another shape are to be reported by name; `_check_complete` refuses them.
+    given["ignore_mismatched_sizes"] = True
     if source.bits:
         eight, four = source.bits == 8, source.bits == 4
         given["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=eight, load_in_4bit=four)
@@ -197,13 +199,13 @@ def _model(source: Source, config: Any, kind: Kind) -> Any:
 
 def _check_complete(told: Mapping[str, Any]) -> None:
     """Raises LoadFailed where layers got no weights, or weights of another shape."""
+    mismatched = sorted(str(entry[0]) for entry in told.get("mismatched_keys") or ())
+    if mismatched:
+        raise LoadFailed(f"its weights do not fit its config.json: {_some(mismatched)} have another shape")
     missing = sorted(map(str, told.get("missing_keys") or ()))
     missing = [name for name in missing if "position_ids" not in name and not name.startswith("pooler.")]
     if missing:
         raise LoadFailed(f"its weights are incomplete: {_some(missing)} missing; download the model again")
-    mismatched = sorted(str(entry[0]) for entry in told.get("mismatched_keys") or ())
-    if mismatched:
-        raise LoadFailed(f"its weights do not fit its config.json: {_some(mismatched)} have another shape")
 
 
 def _some(names: list[str]) -> str:
@@ -261,8 +263,6 @@ def explained(error: Exception, what: str) -> str:
         return f"{what} could not be read ({_first(said)}); check the name, the folder, and the network or --offline"
     if kind == "OutOfMemoryError" or "not enough memory" in said:
         return "there is not enough memory for its weights; try --load_8bits, --load_4bits or a smaller model"
-    if isinstance(error, RuntimeError) and "size mismatch" in said:
-        return f"its weights do not fit its config.json ({_first(said)})"
     if isinstance(error, ValueError | KeyError) and "does not recognize this architecture" in said:
         return f"this version of transformers does not know its architecture ({_first(said)})"
     return f"{what} could not be understood ({kind}: {_first(said)})"

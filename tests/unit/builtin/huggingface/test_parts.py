@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 from hypothesis import given
@@ -14,7 +15,7 @@ def read(text: str, cuts: list[int] | None = None, *, thinks: bool = False, call
     """The parts of `text`, fed in pieces, neighbours of a kind put together."""
     reader = PartReader(thinks=thinks, calls=calls)
     places = [0, *sorted(cut % (len(text) + 1) for cut in cuts or []), len(text)]
-    found = [part for a, b in zip(places, places[1:], strict=False) for part in reader.feed(text[a:b])]
+    found = [part for a, b in itertools.pairwise(places) for part in reader.feed(text[a:b])]
     found += reader.finish()
     joined: list[Part] = []
     for part in found:
