@@ -70,11 +70,12 @@ $(VENV)/kuwa-installed: pyproject.toml requirements.txt | $(VENV)/made
 	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[llamacpp,chatgpt,gemini]'
 	@touch $@
 
+# The tests want every extra; `make run` does without the one whose packages take gigabytes.
 # Dependency groups need a pip newer than the one that some Pythons bring along.
 $(VENV)/dev-installed: $(VENV)/kuwa-installed
 	@echo "==> Installing the tools that the tests need (once)"
 	@$(BIN)/python -m pip install --disable-pip-version-check 'pip>=25.1'
-	@$(BIN)/python -m pip install --disable-pip-version-check --group dev
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[llamacpp,chatgpt,gemini,huggingface]' --group dev
 	@touch $@
 
 # The first Python that is new enough and can make a virtual environment; each failure says what to install.

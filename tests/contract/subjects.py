@@ -108,6 +108,13 @@ def _llamacpp(stage: Stage) -> Subject:
     return Subject("llamacpp", ["llamacpp", "--model_path", str(model)])
 
 
+def _huggingface(stage: Stage) -> Subject:
+    from tiny_models import make_folder  # needs torch, which the others do not
+
+    model = make_folder("tiny-llama", stage.folder / "tiny-llama")
+    return Subject("huggingface", ["huggingface", "--model_path", str(model), "--max_new_tokens", "60"])
+
+
 OURS: dict[str, Callable[[Stage], Subject]] = {
     "debug": _debug,
     "dummy": _dummy,
@@ -117,4 +124,5 @@ OURS: dict[str, Callable[[Stage], Subject]] = {
     "chatgpt": _chatgpt,
     "geminipro": _geminipro,
     "llamacpp": _llamacpp,
+    "huggingface": _huggingface,
 }

@@ -98,14 +98,6 @@ def test_the_help_holds_every_option_that_the_old_command_had(name: str) -> None
     assert [option for option in HELP_HOLDS[name] if option not in words] == []
 
 
-@pytest.mark.parametrize("name", ["huggingface"])
-def test_an_executor_that_is_not_built_yet_says_so_and_exits_3(name: str) -> None:
-    result = command("executor", name, "--ignore_kernel")
-    assert result.returncode == 3, result
-    assert name in result.stderr + result.stdout
-    assert "Traceback" not in result.stderr
-
-
 def test_an_unknown_executor_is_named_and_exits_2() -> None:
     result = command("executor", "debgu")
     assert result.returncode == 2, result

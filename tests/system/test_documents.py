@@ -31,7 +31,7 @@ from terminal import CTRL_D, Terminal
 
 DOCUMENTS = ("README.md", "README.zh-TW.md", "docs/tutorial.md")
 NOT_RUN = {
-    "README.md": ["pip install -r requirements.txt", "kuwa pull 'hf://", "make test"],
+    "README.md": ["pip install -r requirements.txt", "kuwa-executor huggingface", "kuwa pull 'hf://", "make test"],
     "README.zh-TW.md": [
         "pip install -r requirements.txt",
         "kuwa-executor chatgpt --api_key YOUR_API_KEY --model gpt-4",

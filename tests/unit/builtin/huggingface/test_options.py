@@ -1,11 +1,13 @@
-"""`huggingface` before it serves: its whole command line, and what it says when it is started."""
+"""The command line of `huggingface`, and what it says of one that cannot be followed."""
 
 from __future__ import annotations
 
 import pytest
 
-from kuwa.builtin.huggingface import PARAMETERS, HuggingfaceExecutor
-from kuwa.executor import NotBuiltYet
+from kuwa.builtin.huggingface import HuggingfaceExecutor
+from kuwa.builtin.huggingface.options import PARAMETERS
+from kuwa.executor import SetupFailed
+from kuwa.executor.arguments import UsageError
 from kuwa.executor.invocation import Invocation, invoked
 
 DOCUMENTED = [
@@ -72,7 +74,22 @@ def test_options_that_take_several_values_are_repeated() -> None:
     assert (args.stop, args.generation_kwargs) == (["a", "b"], ["k=1", "j=2"])
 
 
-def test_starting_it_says_that_it_is_not_built_and_what_to_use_instead() -> None:
-    with pytest.raises(NotBuiltYet, match="llamacpp") as raised:
-        executor("--model_path", "x").setup()
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--model_path is missing"),
+        (["--model_path", "x", "--load_8bits", "--load_4bits"], "not both"),
+        (["--model_path", "x", "--limit", "0"], "--limit is 0"),
+        (["--model_path", "x", "--kv_cache_gb", "0"], "--kv_cache_gb"),
+        (["--model_path", "x", "--override_chat_template", "no such template"], "no such template"),
+    ],
+)
+def test_what_cannot_be_meant_is_said_before_anything_is_loaded(arguments: list[str], said: str) -> None:
+    with pytest.raises(SetupFailed, match=said) as raised:
+        executor(*arguments).setup()
     assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_option_in_the_generation_kwargs_is_named() -> None:
+    with pytest.raises(UsageError, match="temprature"):
+        executor("--model_path", "x", "--generation_kwargs", "temprature=1").setup()

@@ -1,0 +1,151 @@
+"""Makes the token ids that a model reads of the messages of a request: chat template, system prompt, length.
+
+The executor makes one `Prompter` at its start and calls it in a thread: rendering and tokenizing long texts takes
+time. What users write never becomes a control token of the model, whatever it looks like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from kuwa.executor.prompt import SYSTEM_ROLES, Message, text_of, trim_oldest, with_system_prompt
+from kuwa.executor.request import Request
+from kuwa.wire.errors import ContextLengthExceeded, InvalidRequest
+
+PROBE = "kuwa-probe-7421"
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""For models that bring no chat template."""
+
+
+class BadTemplate(Exception):
+    """The chat template does not do what it is for; the message says what."""
+
+
+class Prompter:
+    """`limit` is the most tokens of a prompt, `system_prompt` that of conversations which bring none."""
+
+    def __init__(self, tokenizer: Any, *, template: str, system_prompt: str, limit: int, vocabulary: int) -> None:
+        """`template` empty: the tokenizer's own. Raises BadTemplate."""
+        self._tokenizer = tokenizer
+        self._template = template or _own_template(tokenizer) or CHATML
+        self._system_prompt = system_prompt
+        self._limit = limit
+        self._vocabulary = vocabulary
+        self._folds_system = False
+        self._try()
+
+    def fitting(self, request: Request, kwargs: Mapping[str, Any]) -> list[int]:
+        """The ids of a request's prompt; `request.trimmed_messages` says how many messages were left out.
+
+        Raises ContextLengthExceeded, and InvalidRequest where the template refuses the messages.
+        """
+        if request.kind == "completion":
+            ids = self.plain(text_of(request.messages[0]))
+        else:
+            messages = with_system_prompt(request.messages, self._system_prompt)
+            ids = self._chat(messages, request.tools, kwargs)
+            if len(ids) > self._limit and request.trim_history:
+                return self._trimmed(request, messages, kwargs)
+        if len(ids) > self._limit:
+            raise self._too_long(f"The prompt has {len(ids)} tokens")
+        return ids
+
+    def plain(self, text: str) -> list[int]:
+        """The ids of text that is no chat."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=True)["input_ids"]
+        return self._checked(ids)
+
+    def rendered(self, messages: Sequence[Message], tools: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """The text of a chat, for processors that tokenize it together with images."""
+        return str(self._apply(list(messages), tools, {**kwargs, "tokenize": False}))
+
+    def _trimmed(self, request: Request, messages: list[Message], kwargs: Mapping[str, Any]) -> list[int]:
+        def fits(candidate: list[Message]) -> bool:
+            return len(self._chat(candidate, request.tools, kwargs)) <= self._limit
+
+        trimmed = trim_oldest(messages, fits)
+        if trimmed is None:
+            raise self._too_long("The last message alone is longer")
+        kept, request.trimmed_messages = trimmed
+        return self._chat(kept, request.tools, kwargs)
+
+    def _chat(self, messages: list[Message], tools: Sequence[Any], kwargs: Mapping[str, Any]) -> list[int]:
+        return self._checked(self._apply(messages, tools, {**kwargs, "sanitize_control_tokens": True}))
+
+    def _apply(self, messages: list[Message], tools: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        from jinja2 import TemplateError
+
+        if self._folds_system:
+            messages = folded(messages)
+        goes_on = bool(kwargs.get("continue_final_message"))
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages,
+                tools=list(tools) or None,
+                chat_template=self._template,
+                add_generation_prompt=not goes_on,
+                return_dict=False,
+                **kwargs,
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            said = " ".join(str(error).split())
+            raise InvalidRequest(f"The model's chat template cannot take these messages: {said}.") from error
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if not ids:
+            raise InvalidRequest("The prompt is empty: there is nothing to go on from.", param="messages")
+        if max(ids) >= self._vocabulary:
+            raise InvalidRequest("The tokenizer makes tokens that the model does not know.")
+        return ids
+
+    def _too_long(self, fault: str) -> ContextLengthExceeded:
+        return ContextLengthExceeded(
+            f"{fault}, and this model takes prompts of {self._limit} tokens. Shorten the conversation, or start the "
+            "executor with a larger --limit.",
+            param="messages",
+        )
+
+    def _try(self) -> None:
+        """Render a message: a template that loses it would make the model answer something else."""
+        user: Message = {"role": "user", "content": PROBE}
+        try:
+            text = self.rendered([user], [], {})
+        except InvalidRequest as error:
+            raise BadTemplate(f"the chat template does not work: {error.message}") from error
+        if PROBE not in text:
+            raise BadTemplate("the chat template leaves out what the user says")
+        system: Message = {"role": "system", "content": PROBE}
+        try:
+            kept = PROBE in self.rendered([system, {**user, "content": "x"}], [], {})
+        except InvalidRequest:
+            kept = False
+        self._folds_system = not kept
+
+
+def _own_template(tokenizer: Any) -> str:
+    """The tokenizer's own template; of several named ones the default."""
+    own: Any = getattr(tokenizer, "chat_template", None)
+    if isinstance(own, dict):
+        own = cast("dict[str, str]", own).get("default")
+    return own or ""
+
+
+def folded(messages: Sequence[Message]) -> list[Message]:
+    """Messages without a system role, for templates that know none: its text leads the first user turn."""
+    system = "\n\n".join(text_of(m) for m in messages if m.get("role") in SYSTEM_ROLES)
+    others = [m for m in messages if m.get("role") not in SYSTEM_ROLES]
+    first = next((i for i, m in enumerate(others) if m.get("role") == "user"), None)
+    if not system:
+        return others
+    if first is None:
+        return [{"role": "user", "content": system}, *others]
+    content: Any = others[first].get("content")
+    if isinstance(content, list):
+        content = [{"type": "text", "text": system + "\n\n"}, *content]
+    else:
+        content = f"{system}\n\n{content or ''}"
+    return [*others[:first], {**others[first], "content": content}, *others[first + 1 :]]

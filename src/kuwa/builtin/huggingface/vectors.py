@@ -1,0 +1,126 @@
+"""Models that make a vector of a text, or a score of a query and a document. The executor calls this in a thread.
+
+How token vectors become one is read from the model's folder (`1_Pooling/config.json`, as sentence-transformers
+writes it); without that file their mean is taken. Vectors have length 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from kuwa.wire.errors import ContextLengthExceeded, InvalidRequest
+
+BATCH_TOKENS = 8192
+"""Texts of similar length are computed together, with their padding at most so many tokens."""
+
+_MODES = {
+    "pooling_mode_cls_token": "first",
+    "pooling_mode_lasttoken": "last",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+}
+
+
+def pooling_of(folder: Path) -> str:
+    """`first`, `last`, `mean` or `max`, as the folder says."""
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return "mean"
+    found = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+    named = str(found.get("pooling_mode", ""))
+    if named:
+        return {"cls": "first", "lasttoken": "last"}.get(named, named)
+    return next((mode for name, mode in _MODES.items() if found.get(name)), "mean")
+
+
+class Vectors:
+    """One model and its tokenizer; `length` is the most tokens of a text."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, length: int, pooling: str) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._length = length
+        self._pooling = pooling
+
+    def embed(self, inputs: Sequence[str | list[int]]) -> tuple[list[list[float]], int]:
+        """A vector for each text (or its token ids), and how many tokens were read."""
+        ids = [list(i) if isinstance(i, list) else self._ids(i) for i in inputs]
+        self._check(ids)
+        vectors: list[list[float]] = [[] for _ in ids]
+        for rows in batches([len(i) for i in ids]):
+            encoded, mask = self._padded([ids[row] for row in rows])
+            with torch.inference_mode():
+                states = self._model(input_ids=encoded, attention_mask=mask).last_hidden_state
+            pooled = torch.nn.functional.normalize(pooled_states(states.float(), mask, self._pooling), dim=-1)
+            for row, vector in zip(rows, pooled, strict=True):
+                vectors[row] = [float(number) for number in vector]
+        return vectors, sum(map(len, ids))
+
+    def score(self, query: str, documents: Sequence[str]) -> tuple[list[float], int]:
+        """How well each document answers the query, from 0 to 1, and how many tokens were read."""
+        encoded: Any = self._tokenizer([query] * len(documents), list(documents))
+        ids, kinds = encoded["input_ids"], encoded.get("token_type_ids")
+        self._check(ids)
+        scores = [0.0] * len(documents)
+        for rows in batches([len(i) for i in ids]):
+            padded, mask = self._padded([ids[row] for row in rows])
+            more = {} if kinds is None else {"token_type_ids": self._padded([kinds[row] for row in rows], 0)[0]}
+            with torch.inference_mode():
+                logits = self._model(input_ids=padded, attention_mask=mask, **more).logits.float()
+            # One output: a logit. Two or more: the last class is the one that fits.
+            chances = logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(-1)[:, -1]
+            for row, chance in zip(rows, chances, strict=True):
+                scores[row] = float(chance)
+        return scores, sum(map(len, ids))
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text)["input_ids"])
+
+    def _check(self, ids: Sequence[Sequence[int]]) -> None:
+        size = int(self._model.config.vocab_size)
+        for index, row in enumerate(ids):
+            if not row or not all(0 <= token < size for token in row):
+                raise InvalidRequest(f"input[{index}] is empty or holds ids that are no tokens.", param="input")
+            if len(row) > self._length:
+                raise ContextLengthExceeded(
+                    f"input[{index}] has {len(row)} tokens, and this model reads {self._length}.", param="input"
+                )
+
+    def _padded(self, rows: Sequence[Sequence[int]], filler: int | None = None) -> tuple[Tensor, Tensor]:
+        """The rows side by side, padded at their ends, and which of it is theirs."""
+        pad: int = (self._tokenizer.pad_token_id or 0) if filler is None else filler
+        longest = max(map(len, rows))
+        device = self._model.device
+        ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+        return ids, mask
+
+
+def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """The rows to compute together, by their index; neighbours in length, so that little is padded."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if batch and lengths[row] * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def pooled_states(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """One vector per row of `[rows, tokens, width]`."""
+    weights = mask.unsqueeze(-1).to(states.dtype)
+    if pooling == "first":
+        return states[:, 0]
+    if pooling == "last":
+        return states[torch.arange(states.shape[0], device=states.device), mask.sum(1) - 1]
+    if pooling == "max":
+        return states.masked_fill(weights == 0, float("-inf")).amax(1)
+    return (states * weights).sum(1) / weights.sum(1)

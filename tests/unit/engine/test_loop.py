@@ -1,0 +1,191 @@
+"""The engine with its thread, on a backend without a model: delivery, cancel, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+import torch
+
+from kuwa.engine.loop import MOST_FAILURES, Engine
+from kuwa.engine.request import Drawn, End, Generation
+from kuwa.engine.scheduler import Limits, Plan
+from kuwa.wire.errors import EngineLost, QueueFull, UpstreamTimeout
+
+pytestmark = pytest.mark.anyio
+
+VOCABULARY = 100
+
+
+class CountingBackend:
+    """Each sequence's next token is one more than its last. `before` is called at each step."""
+
+    name = "counting"
+
+    def __init__(self, before: Callable[[Plan], None] | None = None, slots: int = 4) -> None:
+        self.limits = Limits(slots=slots, length=64, step_tokens=16)
+        self.before = before
+        self.resets = 0
+
+    def compute(self, plan: Plan) -> torch.Tensor:
+        if self.before is not None:
+            self.before(plan)
+        logits = torch.zeros(len(list(plan.drawing)), VOCABULARY)
+        for row, segment in enumerate(plan.drawing):
+            logits[row, (segment.run.ids[-1] + 1) % VOCABULARY] = 1.0
+        return logits
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+@asynccontextmanager
+async def running(backend: CountingBackend) -> AsyncGenerator[Engine]:
+    engine = Engine(backend)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def answer(engine: Engine, start: int, most: int = 5) -> list[int]:
+    ids: list[int] = []
+    async for token in engine.generate(Generation(prompt=[start], max_tokens=most)):
+        if isinstance(token, Drawn):
+            ids.append(token.id)
+        else:
+            assert token.reason == "length"
+    return ids
+
+
+async def settled(engine: Engine) -> None:
+    async with asyncio.timeout(5):
+        while engine.stats().owned or engine.stats().waiting:  # noqa: ASYNC110 - the thread is polled, at a deadline
+            await asyncio.sleep(0.001)
+
+
+async def test_each_request_gets_its_own_tokens_and_its_end() -> None:
+    async with running(CountingBackend()) as engine:
+        answers = await asyncio.gather(*[answer(engine, start) for start in range(20)])
+        assert answers == [[start + i for i in range(1, 6)] for start in range(20)]
+        assert engine.stats().generated == 100
+        await settled(engine)
+
+
+async def test_a_closed_iterator_frees_its_slot_before_the_next_step() -> None:
+    gate = threading.Semaphore(0)
+    steps: list[int] = []
+
+    def wait(plan: Plan) -> None:
+        steps.append(len(plan.segments))
+        gate.acquire()
+
+    async with running(CountingBackend(wait)) as engine:
+        tokens = engine.generate(Generation(prompt=[1], max_tokens=50))
+        kept = engine.generate(Generation(prompt=[50], max_tokens=50))
+        gate.release(2)
+        await anext(tokens)
+        gate.release()
+        await anext(kept)
+        async with asyncio.timeout(5):
+            while len(steps) < 4 or steps[-1] != 2:
+                gate.release()
+                await asyncio.sleep(0.001)
+        await tokens.aclose()
+        seen = len(steps)
+        async with asyncio.timeout(5):
+            while len(steps) < seen + 2:
+                gate.release()
+                await asyncio.sleep(0.001)
+        assert steps[seen:][-1] == 1
+        assert engine.stats().owned == 1
+        await kept.aclose()
+        gate.release(100)
+        await settled(engine)
+
+
+async def test_a_thousand_cancelled_requests_leave_nothing_behind() -> None:
+    async with running(CountingBackend()) as engine:
+
+        async def abandoned(index: int) -> None:
+            async with aclosing(engine.generate(Generation(prompt=[index % 50] * 30, max_tokens=30))) as tokens:
+                for _ in range(index % 5):
+                    await anext(tokens)
+
+        for start in range(0, 1000, 50):
+            await asyncio.gather(*[abandoned(start + i) for i in range(50)])
+        await settled(engine)
+        assert await answer(engine, 3) == [4, 5, 6, 7, 8]
+        stats = engine.stats()
+        assert (stats.running, stats.waiting, stats.owned, stats.tokens) == (0, 0, 0, 0)
+
+
+async def test_a_failed_step_fails_the_requests_under_way_and_the_engine_begins_anew() -> None:
+    fail = threading.Event()
+
+    def trouble(_: Plan) -> None:
+        if fail.is_set():
+            fail.clear()
+            raise RuntimeError("the device is gone")
+
+    backend = CountingBackend(trouble)
+    async with running(backend) as engine:
+        fail.set()
+        with pytest.raises(EngineLost, match="log says why"):
+            await answer(engine, 1)
+        assert await answer(engine, 1, 2) == [2, 3]
+        assert (backend.resets, engine.trouble) == (1, "")
+
+
+async def test_memory_that_does_not_suffice_is_said_and_survived() -> None:
+    fail = threading.Event()
+
+    def trouble(_: Plan) -> None:
+        if fail.is_set():
+            fail.clear()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    async with running(CountingBackend(trouble)) as engine:
+        fail.set()
+        with pytest.raises(QueueFull, match="--max_batch_tokens"):
+            await answer(engine, 1)
+        assert await answer(engine, 1, 2) == [2, 3]
+
+
+async def test_an_engine_that_fails_again_and_again_is_given_up() -> None:
+    def trouble(_: Plan) -> None:
+        raise RuntimeError("broken")
+
+    async with running(CountingBackend(trouble)) as engine:
+        for _ in range(MOST_FAILURES):
+            with pytest.raises(EngineLost):
+                await answer(engine, 1)
+        assert "several times" in engine.trouble
+        with pytest.raises(EngineLost, match="several times"):
+            await answer(engine, 1)
+
+
+async def test_a_step_that_hangs_is_a_timeout() -> None:
+    go_on = threading.Event()
+    async with running(CountingBackend(lambda _: go_on.wait(10) and None)) as engine:
+        with pytest.raises(UpstreamTimeout):
+            async for _ in engine.generate(Generation(prompt=[1], max_tokens=3), patience_s=0.05):
+                pass
+        go_on.set()
+
+
+async def test_closing_ends_what_is_under_way_with_an_error() -> None:
+    engine = Engine(CountingBackend(lambda _: None))
+    engine.start()
+    tokens = engine.generate(Generation(prompt=[1], max_tokens=10**9))
+    engine.backend.limits = Limits(slots=4, length=10**9, step_tokens=16)  # type: ignore[attr-defined]
+    assert isinstance(await anext(tokens), Drawn | End)
+    closing = asyncio.create_task(engine.close())
+    with pytest.raises(EngineLost):
+        async for _ in tokens:
+            pass
+    await closing
