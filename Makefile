@@ -11,7 +11,7 @@ JOBS ?= 2
 SOAK_MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos bench clean
+.PHONY: help run test chaos bench bench-peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "  make test TESTS=tests/unit   the same, with only these tests"
 	@echo "  make chaos                   kill, freeze, flood and restart everything; prints what held"
 	@echo "  make bench                   measure the kernel beside nginx"
+	@echo "  make bench-peers             the same beside every other gateway, all workloads (an hour)"
 	@echo "  make clean                   remove what was built and installed here"
 	@echo
 	@echo "  PYTHON=/path/to/python3.12   the Python that .venv is made from (3.11 or later)"
@@ -43,6 +44,10 @@ chaos: $(VENV)/dev-installed
 
 bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/run.py
+
+bench-peers: $(VENV)/dev-installed
+	$(BIN)/python benchmarks/run.py --peers --long --most --growth --idle 5000 --rounds 3
+	$(BIN)/python benchmarks/prefix.py
 
 clean:
 	rm -rf $(VENV) build dist .ruff_cache .pytest_cache .import_linter_cache .hypothesis

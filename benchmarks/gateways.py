@@ -1,7 +1,8 @@
 """The gateways that are compared: how each is configured and started, and what it has used so far.
 
-A new peer is one more entry in `available()`: a name, its version and the command that serves on one port and
-sends every request to one OpenAI-compatible backend. run.py starts them all and keeps them running side by side.
+A new gateway is one more entry in `available()`, or in `peers`: a name, its version and the command that serves on
+one port and sends every request to one OpenAI-compatible backend. run.py starts them all and keeps them running
+side by side.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import machine
 import psutil
 
-READY_WITHIN_S = 30.0
+READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 10.0
 CHAT = json.dumps({"model": "mock", "messages": [{"role": "user", "content": "ready?"}]})
 
@@ -40,7 +41,7 @@ http {{
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
     client_max_body_size 32m;
-    client_body_buffer_size 1m;
+    client_body_buffer_size 2m;
     keepalive_requests 1000000000;
     upstream backend {{
         server 127.0.0.1:{backend};
@@ -98,7 +99,7 @@ def available() -> dict[str, Callable[[], Gateway]]:
 
 
 def _nginx() -> Gateway:
-    program = machine.find_nginx()
+    program = machine.find_program("nginx")
 
     def command(port: int, backend: int, folder: Path) -> list[str | Path]:
         user = "user root;" if os.geteuid() == 0 else ""  # the folder is readable by its owner alone
