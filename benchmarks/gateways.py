@@ -131,8 +131,8 @@ def _kuwa() -> Gateway:
 
 
 @contextlib.contextmanager
-def started(name: str, command: list[str | Path], *, port: int, core: int, folder: Path) -> Iterator[Running]:
-    """Run a program pinned to one core until the block ends. Its output goes to <folder>/log."""
+def started(name: str, command: list[str | Path], *, port: int, core: int | str, folder: Path) -> Iterator[Running]:
+    """Run a program pinned to one core (or several: "0,1") until the block ends. Its output goes to <folder>/log."""
     log = folder / "log"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("KUWA_")}
     environment["KUWA_HOME"] = str(folder)  # the user's own settings and data stay out of it

@@ -79,9 +79,13 @@ def _which(name: str) -> Path | None:
     return Path(found) if found else None
 
 
+def allowed_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
 def choose_cores() -> tuple[int, int]:
     """Return one core for the gateway and one for mock and load, not two threads of one core where avoidable."""
-    allowed = sorted(os.sched_getaffinity(0))
+    allowed = allowed_cores()
     if len(allowed) < 2:
         raise NotReady("The benchmark needs two cores: one for the gateway, one for the mock backend and the load.")
     gateway, others = allowed[0], allowed[1:]

@@ -114,11 +114,11 @@ class RoundRobin(LeastLoaded):
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
         super().__init__()
-        self._turns = itertools.cycle(replicas)
+        self._order = itertools.cycle(replicas)
         self._count = len(replicas)
 
     def choose(self, excluded: AbstractSet[str], trail: Trail = ()) -> Replica | None:
-        return next((one for one in itertools.islice(self._turns, self._count) if one.running < one.slots), None)
+        return next((one for one in itertools.islice(self._order, self._count) if one.running < one.slots), None)
 
 
 def converse(replicas: int, seed: int) -> list[Conversation]:
