@@ -23,10 +23,11 @@ REQUIREMENTS = {
 }
 INSTALL_WITHIN_S = 900.0
 
+# Two files a client: maxconn stays below half of machine.OPEN_FILES.
 HAPROXY_CONFIG = """\
 global
     nbthread 1
-    maxconn 16384
+    maxconn 9900
 defaults
     mode http
     timeout connect 5s
@@ -95,6 +96,7 @@ def _litellm() -> Gateway:
         config.write_text(LITELLM_CONFIG.format(backend=backend))
         # Its price list comes from the package, not from the network.
         local = ["env", "LITELLM_LOCAL_MODEL_COST_MAP=True", "LITELLM_LOG=ERROR"]
+        local.append("LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY=true")  # it is on loopback, for minutes
         serve = ["--config", config, "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
         return [*local, folder / "bin" / "litellm", *serve, "--telemetry", "False"]
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import machine
+import plots
 from endurance import Growth, IdleStreams, Memory, MostStreams
 from gateways import Gateway
 from startup import StartUp
@@ -74,12 +75,14 @@ class Outcome:
         return path
 
     def write_readme(self) -> None:
-        """Put these tables in the place of README's, and their figures beside them."""
+        """Put these tables in the place of README's, and their figures and charts beside them."""
+        self.write(SHOWN)
+        charts = [path.name for path in plots.draw(json.loads(SHOWN.read_text()))]
+        shown = "".join(f"![{plots.CHARTS[name][0]}](figures/{name})\n" for name in charts)
         begin, end = FIGURES
         before, _, rest = README.read_text().partition(begin)
         _, _, after = rest.partition(end)
-        README.write_text(f"{before}{begin}{self.as_markdown()}\n{end}{after}")
-        self.write(SHOWN)
+        README.write_text(f"{before}{begin}{self.as_markdown()}\n\n{shown}{end}{after}")
 
     def _of(self, workload: Workload, gateway: Gateway) -> list[Sample]:
         return [each for each in self.samples if (each.workload, each.gateway) == (workload.name, gateway.name)]
