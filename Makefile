@@ -11,7 +11,7 @@ JOBS ?= 2
 SOAK_MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos chaos-llamacpp bench peers clean
+.PHONY: help run test chaos chaos-llamacpp bench bench-peers peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "  make chaos                   kill, freeze, flood and restart everything; prints what held"
 	@echo "  make chaos-llamacpp          kill llama.cpp 200 times, serve 100 damaged files, keep to 1,000 schemas"
 	@echo "  make bench                   measure the kernel beside nginx"
+	@echo "  make bench-peers             the same beside every other gateway, all workloads (an hour)"
 	@echo "  make peers                   install LiteLLM into .venv-litellm and test behind it (minutes)"
 	@echo "  make clean                   remove what was built and installed here"
 	@echo
@@ -59,6 +60,10 @@ peers: .venv-litellm/installed $(VENV)/dev-installed
 	@$(BIN)/python -m venv .venv-litellm
 	@.venv-litellm/bin/python -m pip install --disable-pip-version-check --quiet 'litellm[proxy]==1.106.2'
 	@touch $@
+
+bench-peers: $(VENV)/dev-installed
+	$(BIN)/python benchmarks/run.py --peers --long --most --growth --idle 5000 --rounds 3
+	$(BIN)/python benchmarks/prefix.py
 
 clean:
 	rm -rf $(VENV) .venv-litellm build dist .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,7 +1,8 @@
 """The gateways that are compared: how each is configured and started, and what it has used so far.
 
-A new peer is one more entry in `available()`: a name, its version and the command that serves on one port and
-sends every request to one OpenAI-compatible backend. run.py starts them all and keeps them running side by side.
+A new gateway is one more entry in `available()`, or in `peers`: a name, its version and the command that serves on
+one port and sends every request to one OpenAI-compatible backend. run.py starts them all and keeps them running
+side by side.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import machine
 import psutil
 
-READY_WITHIN_S = 30.0
+READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 10.0
 CHAT = json.dumps({"model": "mock", "messages": [{"role": "user", "content": "ready?"}]})
 
@@ -40,7 +41,7 @@ http {{
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
     client_max_body_size 32m;
-    client_body_buffer_size 1m;
+    client_body_buffer_size 2m;
     keepalive_requests 1000000000;
     upstream backend {{
         server 127.0.0.1:{backend};
@@ -94,15 +95,11 @@ class Running:
 
 def available() -> dict[str, Callable[[], Gateway]]:
     """The gateways by name; calling one prepares it (installs what is missing) or raises machine.NotReady."""
-    return {"nginx": _nginx, "kuwa": _kuwa, "kuwa+chatgpt": _chatgpt, "litellm": _litellm}
-
-
-# Measured only when asked for: it has to be installed first, into an environment of its own (`make peers`).
-ON_REQUEST = frozenset({"litellm"})
+    return {"nginx": _nginx, "kuwa": _kuwa, "kuwa+chatgpt": _chatgpt}
 
 
 def _nginx() -> Gateway:
-    program = machine.find_nginx()
+    program = machine.find_program("nginx")
 
     def command(port: int, backend: int, folder: Path) -> list[str | Path]:
         user = "user root;" if os.geteuid() == 0 else ""  # the folder is readable by its owner alone
@@ -147,33 +144,9 @@ def _chatgpt() -> Gateway:
     )
 
 
-LITELLM_CONFIG = """\
-model_list:
-  - model_name: mock
-    litellm_params: {{model: openai/mock, api_base: "http://127.0.0.1:{backend}/v1", api_key: dummy}}
-"""
-
-
-def _litellm() -> Gateway:
-    program = Path(__file__).resolve().parents[1] / ".venv-litellm" / "bin" / "litellm"
-    if not program.is_file():
-        raise machine.NotReady(f"there is no {program}; make peers installs it")
-
-    def command(port: int, backend: int, folder: Path) -> list[str | Path]:
-        config = folder / "litellm.yaml"
-        config.write_text(LITELLM_CONFIG.format(backend=backend))
-        # As Kuwa here: no key asked for. And its price list is read from its package, not from the Internet.
-        switches = ["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY=true", "LITELLM_LOCAL_MODEL_COST_MAP=True"]
-        serve = [program, "--config", config, "--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"]
-        return ["env", *switches, *serve]
-
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=120, check=True).stdout
-    return Gateway("litellm", said.split()[-1], "LiteLLM's proxy, one worker, nothing added", command)
-
-
 @contextlib.contextmanager
-def started(name: str, command: list[str | Path], *, port: int, core: int, folder: Path) -> Iterator[Running]:
-    """Run a program pinned to one core until the block ends. Its output goes to <folder>/log."""
+def started(name: str, command: list[str | Path], *, port: int, core: int | str, folder: Path) -> Iterator[Running]:
+    """Run a program pinned to one core (or several: "0,1") until the block ends. Its output goes to <folder>/log."""
     log = folder / "log"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("KUWA_")}
     environment["KUWA_HOME"] = str(folder)  # the user's own settings and data stay out of it

@@ -2,14 +2,15 @@
 // when its last one has ended. benchmarks/run.py compiles and starts it.
 //
 //   load PORT [-c CONNECTIONS] [-n REQUESTS] [-d MAX_SECONDS] [-s] [-e CHUNKS] [-r RAMP_MS]
-//             [-p PATH] [-m MODEL] [-H 'Name: value']... [-b] [-k]
+//             [-p PATH] [-m MODEL] [-H 'Name: value']... [-b BYTES] [-a PERCENT] [-k]
 //     -s  stream         -e  a stream with another number of chunks counts as an error
-//     -r  connections start spread over this time      -b  a longer prompt
+//     -r  connections start spread over this time      -b  length of the body at least
+//     -a  so many of the streams are left by the client after half of the chunks that -e names
 //     -k  the two-step v1.0 wire: POST /v1.0/worker/schedule until READY, then POST /v1.0/chat/completions
 //
 // Prints one JSON line: requests and chunks per second, percentiles in ms of time to first token, whole request
-// and chunk latency (from the send time that the mock writes into each chunk), errors, reads (chunks per read tell how much was
-// batched on the way), its own CPU.
+// and chunk latency (from the send time that the mock writes into each chunk), errors, streams left midway, reads (chunks per read
+// tell how much was batched on the way), its own CPU.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <netinet/in.h>
@@ -26,7 +27,7 @@
 #include <unistd.h>
 
 #define MAX_HEAD 4096
-#define MAX_REQUEST 16384
+#define MAX_REQUEST (8 << 20)
 #define MAX_HEADERS 8192
 #define STAMP_DIGITS 16       // of the send time behind each '@'
 #define SCHEDULE_REPLY 15     // bytes kept of a v1.0 schedule reply
@@ -34,7 +35,7 @@
 #define GRACE_NS 20000000000ull // for requests still running when MAX_SECONDS are over
 
 enum step { SCHEDULE, CHAT };                                             // of the v1.0 wire; else always CHAT
-enum connection_state { STOPPED, CONNECTING, WAITING };
+enum connection_state { STOPPED, CONNECTING, SENDING, WAITING };
 enum framing { SIZE, DATA, DATA_END, TRAILER, EXTENSION };                // where in the chunked coding
 
 typedef struct {
@@ -42,6 +43,8 @@ typedef struct {
     enum connection_state state;
     enum step step;
     uint64_t starts_at, sent_at;
+    int sent_bytes;           // of the request that is being sent
+    int leaves;               // after half of the expected chunks
 
     char head[MAX_HEAD];
     int head_length;          // -1 once the head is whole
@@ -68,16 +71,16 @@ typedef struct {
 } samples;
 
 static struct {
-    int port, connections, stream, ramp_ms, v1, long_prompt;
+    int port, connections, stream, ramp_ms, v1, body_bytes, leave_percent;
     long requests, expected_chunks;
     double max_seconds;
     const char *path, *model;
     char headers[MAX_HEADERS];
 } options = {.connections = 1, .requests = 1000, .max_seconds = 60, .path = "/v1/chat/completions", .model = "mock"};
 
-static char request[MAX_REQUEST];
+static char *request;
 static int request_length, epoll_fd, last_bad_status, running, stopping;
-static long issued, succeeded, errors, chunks, reads, bytes;
+static long issued, succeeded, left, errors, chunks, reads, bytes;
 static samples first_token_ms, request_ms, chunk_ms;
 
 static uint64_t now_ns(void) {
@@ -137,7 +140,8 @@ static int write_v1_request(connection *c, char *out) {
                    form);
 }
 
-static void send_request(connection *c) {
+// Sends what the socket takes; the rest follows when it takes more. A failure is found by the read that follows.
+static void send_more(connection *c) {
     char v1_request[1024];
     const char *message = request;
     int length = request_length;
@@ -145,6 +149,16 @@ static void send_request(connection *c) {
         length = write_v1_request(c, v1_request);
         message = v1_request;
     }
+    int sent = send(c->fd, message + c->sent_bytes, length - c->sent_bytes, MSG_NOSIGNAL);
+    if (sent < 0 && errno != EAGAIN)
+        sent = length; // the read that follows finds the connection dead, or an early answer
+    c->sent_bytes += sent > 0 ? sent : 0;
+    int is_sent = c->sent_bytes >= length;
+    listen_for(c, EPOLL_CTL_MOD, is_sent ? EPOLLIN : EPOLLOUT);
+    c->state = is_sent ? WAITING : SENDING;
+}
+
+static void send_request(connection *c) {
     c->head_length = 0;
     c->status = 0;
     c->content_length = -1;
@@ -155,10 +169,8 @@ static void send_request(connection *c) {
     c->stamp_digits = 0;
     c->schedule_reply_length = 0;
     c->chunks = c->has_first_chunk = 0;
-    if (send(c->fd, message, length, MSG_NOSIGNAL) != length)
-        c->status = -1; // the read that follows finds the connection dead and counts the error
-    listen_for(c, EPOLL_CTL_MOD, EPOLLIN);
-    c->state = WAITING;
+    c->sent_bytes = 0;
+    send_more(c);
 }
 
 static void connect_or_send(connection *c) {
@@ -175,6 +187,7 @@ static void start_next(connection *c) {
         running--;
         return;
     }
+    c->leaves = issued % 100 * 37 % 100 < options.leave_percent; // 37: spread evenly over each hundred
     issued++;
     c->sent_at = now_ns();
     c->step = options.v1 ? SCHEDULE : CHAT;
@@ -184,6 +197,12 @@ static void start_next(connection *c) {
 static int is_good_answer(const connection *c) {
     return c->status == 200 && (!options.stream || c->has_first_chunk) &&
            (!options.expected_chunks || c->chunks == options.expected_chunks);
+}
+
+static void leave(connection *c) {
+    left++;
+    close_connection(c);
+    start_next(c);
 }
 
 static void finish(connection *c, int is_whole, int is_closed) {
@@ -349,20 +368,25 @@ static void receive(connection *c) {
         if (c->head_length >= 0)
             return;
     }
-    if (c->is_chunked) {
-        if (count > 0 && decode_chunked(c, body, count, now))
-            finish(c, 1, 0);
-        return;
+    int is_whole = 0;
+    if (c->is_chunked)
+        is_whole = count > 0 && decode_chunked(c, body, count, now);
+    else {
+        scan_body(c, body, count, now);
+        c->body_bytes += count;
+        is_whole = c->content_length >= 0 && c->body_bytes >= c->content_length;
     }
-    scan_body(c, body, count, now);
-    c->body_bytes += count;
-    if (c->content_length >= 0 && c->body_bytes >= c->content_length)
+    if (is_whole)
         finish(c, 1, 0);
+    else if (c->leaves && c->chunks * 2 >= options.expected_chunks)
+        leave(c);
 }
 
 static void on_event(connection *c) {
     if (c->state == WAITING)
         receive(c);
+    else if (c->state == SENDING)
+        send_more(c);
     else if (c->state == CONNECTING) {
         int failure = 0;
         socklen_t size = sizeof failure;
@@ -377,7 +401,7 @@ static void on_event(connection *c) {
 
 static void usage(void) {
     fprintf(stderr, "usage: load PORT [-c CONNECTIONS] [-n REQUESTS] [-d MAX_SECONDS] [-s] [-e CHUNKS] [-r RAMP_MS]\n"
-                    "            [-p PATH] [-m MODEL] [-H 'Name: value']... [-b] [-k]\n");
+                    "            [-p PATH] [-m MODEL] [-H 'Name: value']... [-b BYTES] [-a PERCENT] [-k]\n");
     exit(2);
 }
 
@@ -394,7 +418,7 @@ static void read_options(int argc, char **argv) {
     if (argc < 2 || !(options.port = atoi(argv[1])))
         usage();
     optind = 2;
-    for (int flag; (flag = getopt(argc, argv, "c:n:d:se:r:p:m:H:bk")) > 0;)
+    for (int flag; (flag = getopt(argc, argv, "c:n:d:se:r:p:m:H:b:a:k")) > 0;)
         switch (flag) {
         case 'c': options.connections = atoi(optarg); break;
         case 'n': options.requests = atol(optarg); break;
@@ -405,29 +429,41 @@ static void read_options(int argc, char **argv) {
         case 'p': options.path = optarg; break;
         case 'm': options.model = optarg; break;
         case 'H': add_header(optarg); break;
-        case 'b': options.long_prompt = 1; break;
+        case 'b': options.body_bytes = atoi(optarg); break;
+        case 'a': options.leave_percent = atoi(optarg); break;
         case 'k': options.v1 = options.stream = 1; break;
         default: usage();
         }
 }
 
+// The prompt is words, so that whoever looks at it finds text and not one long run of a letter.
+static void write_prompt(char *out, int length) {
+    static const char words[] = "many colours that it sees every day ";
+    for (int i = 0; i < length; i++)
+        out[i] = words[i % (sizeof words - 1)];
+    out[length] = 0;
+}
+
 static void write_request(void) {
-    char body[4096];
-    const char *prompt = options.long_prompt ? "Write a long story about a robot that learns to paint, please, with "
-                                               "many details about the colours that it sees every day."
-                                             : "Hello";
-    int length = snprintf(body, sizeof body,
-                          "{\"model\":\"%s\",\"messages\":[{\"role\":\"user\",\"content\":\"%s\"}],"
-                          "\"max_tokens\":256,\"stream\":%s}",
-                          options.model, prompt, options.stream ? "true" : "false");
-    request_length = snprintf(request, sizeof request,
-                              "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
-                              "Accept: */*\r\n%sContent-Length: %d\r\n\r\n%s",
-                              options.path, options.port, options.headers, length, body);
-    if (request_length >= (int)sizeof request) {
-        fprintf(stderr, "load: the request is longer than %d bytes\n", MAX_REQUEST);
+    static const char form[] = "{\"model\":\"%s\",\"messages\":[{\"role\":\"user\",\"content\":\"%s\"}],"
+                               "\"max_tokens\":256,\"stream\":%s}";
+    const char *stream = options.stream ? "true" : "false";
+    int frame = snprintf(NULL, 0, form, options.model, "", stream);
+    int prompt_length = options.body_bytes - frame > 5 ? options.body_bytes - frame : 5;
+    if (prompt_length > MAX_REQUEST / 2) {
+        fprintf(stderr, "load: a body is at most %d bytes\n", MAX_REQUEST / 2);
         exit(2);
     }
+    char *prompt = malloc(prompt_length + 1);
+    write_prompt(prompt, prompt_length);
+    request = malloc(MAX_REQUEST);
+    request_length = snprintf(request, MAX_REQUEST,
+                              "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
+                              "Accept: */*\r\n%sContent-Length: %d\r\n\r\n",
+                              options.path, options.port, options.headers, frame + prompt_length);
+    request_length += snprintf(request + request_length, MAX_REQUEST - request_length, form, options.model, prompt,
+                               stream);
+    free(prompt);
 }
 
 static void run_load(connection *connections, uint64_t begin) {
@@ -460,12 +496,12 @@ static void print_results(double seconds) {
     samples *all[] = {&first_token_ms, &request_ms, &chunk_ms};
     for (int i = 0; i < 3; i++)
         qsort(all[i]->values, all[i]->count, sizeof(float), compare_floats);
-    printf("{\"seconds\":%.3f,\"ok\":%ld,\"errors\":%ld,\"hung\":%d,\"last_bad_status\":%d,\"requests_per_s\":%.1f,"
+    printf("{\"seconds\":%.3f,\"ok\":%ld,\"left\":%ld,\"errors\":%ld,\"hung\":%d,\"last_bad_status\":%d,\"requests_per_s\":%.1f,"
            "\"first_token_ms_p50\":%.3f,\"first_token_ms_p99\":%.3f,"
            "\"request_ms_p50\":%.3f,\"request_ms_p99\":%.3f,\"request_ms_max\":%.3f,"
            "\"chunks\":%ld,\"chunks_per_s\":%.0f,\"chunk_ms_p50\":%.3f,\"chunk_ms_p99\":%.3f,"
            "\"reads\":%ld,\"bytes\":%ld,\"load_cpu_s\":%.3f}\n",
-           seconds, succeeded, errors, running, last_bad_status, succeeded / seconds,
+           seconds, succeeded, left, errors, running, last_bad_status, succeeded / seconds,
            percentile(&first_token_ms, .5), percentile(&first_token_ms, .99),
            percentile(&request_ms, .5), percentile(&request_ms, .99), percentile(&request_ms, 1),
            chunks, chunks / seconds, percentile(&chunk_ms, .5), percentile(&chunk_ms, .99), reads, bytes, cpu);

@@ -48,40 +48,44 @@ def compile_tool(name: str) -> Path:
     return program
 
 
-def find_nginx() -> Path:
-    """Return nginx's program, installing Debian's package when it is missing and we are root."""
-    if found := _which_nginx():
+def find_program(name: str) -> Path:
+    """Return a server's program, installing Debian's package of that name when it is missing and we are root."""
+    if found := _which(name):
         return found
-    command = ["apt-get", "install", "--yes", "--no-install-recommends", "nginx"]
+    command = ["apt-get", "install", "--yes", "--no-install-recommends", name]
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         raise NotReady(
-            f"nginx is not installed and only root may install it: sudo {' '.join(command)}\n"
+            f"{name} is not installed and only root may install it: sudo {' '.join(command)}\n"
             "(or measure Kuwa alone: --gateway kuwa)"
         )
-    print(f"nginx is missing; installing it: {' '.join(command)}", flush=True)
+    print(f"{name} is missing; installing it: {' '.join(command)}", flush=True)
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     installed = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
     if installed.returncode:  # a fresh container has no package lists yet
         subprocess.run(["apt-get", "update"], stdout=subprocess.DEVNULL, check=False)
         installed = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
-    found = _which_nginx()
+    found = _which(name)
     if installed.returncode or found is None:
-        raise NotReady(f"apt-get could not install nginx (its messages are above): {' '.join(command)}")
+        raise NotReady(f"apt-get could not install {name} (its messages are above): {' '.join(command)}")
     print(
-        "nginx is installed. Where systemd runs, the package also starts a web server of its own on port 80; "
-        "the benchmark does not use it: systemctl disable --now nginx"
+        f"{name} is installed. Where systemd runs, the package also starts a server of its own; the benchmark does "
+        f"not use it: systemctl disable --now {name}"
     )
     return found
 
 
-def _which_nginx() -> Path | None:
-    found = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
+def _which(name: str) -> Path | None:
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin")
     return Path(found) if found else None
+
+
+def allowed_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
 
 
 def choose_cores() -> tuple[int, int]:
     """Return one core for the gateway and one for mock and load, not two threads of one core where avoidable."""
-    allowed = sorted(os.sched_getaffinity(0))
+    allowed = allowed_cores()
     if len(allowed) < 2:
         raise NotReady("The benchmark needs two cores: one for the gateway, one for the mock backend and the load.")
     gateway, others = allowed[0], allowed[1:]

@@ -1,11 +1,14 @@
 // A mock OpenAI-compatible model server: one thread, epoll, next to no cost of its own, so that what a
 // benchmark sees is the gateway in front of it. benchmarks/run.py compiles and starts it.
 //
-//   mock PORT [chunks=50] [delay_us=0] [ttft_us=0] [pad=0]
+//   mock PORT [chunks=50] [delay_us=0] [ttft_us=0] [pad=0] [hosts=1]
+//     hosts   how many loopback addresses to listen on: 127.0.0.1, 127.0.0.2 and so on, as that many servers
 //
 //   POST any path        "stream":true in the body -> SSE, else one JSON answer
 //   POST /kuwa...        a plain text stream, as a v1.0 executor sends it
-//   GET  /cfg?chunks=N&delay=US&ttft=US&pad=N   changes a running mock; answers its settings, counters and CPU
+//   GET  /cfg?chunks=N&delay=US&ttft=US&pad=N&pings=0|1   changes a running mock; answers its settings, counters
+//                        and CPU. pings: of a stream only the first and the last chunk have content, the others
+//                        are SSE comments, as of a model that has nothing to say yet
 //   GET  /v1/models, /metrics, server-info routes   what routers ask a model server before they trust it
 //
 // Each streamed chunk's text begins with '@' and the 16-digit CLOCK_MONOTONIC time in ns at which it was sent;
@@ -48,8 +51,9 @@ typedef struct {
 
 static connection *connections[MAX_FDS];
 static int epoll_fd;
+static char is_listener[MAX_FDS];
 static long answers, chunks_sent;
-static long setting_chunks = 50, setting_delay_us, setting_ttft_us, setting_pad;
+static long setting_chunks = 50, setting_delay_us, setting_ttft_us, setting_pad, setting_pings;
 static char padding[MAX_PAD];
 
 // First chunks and later chunks wait in queues of their own: within each the delay is equal, so first in is
@@ -145,7 +149,9 @@ static void stream_step(connection *c) {
     int first = c->chunks_total - c->chunks_left == 1;
     int last = c->chunks_left <= 0;
     unsigned long long sent_at = now_ns();
-    if (c->plain_text)
+    if (setting_pings && !first && !last)
+        n = sprintf(text, ": ping\n\n");
+    else if (c->plain_text)
         n = sprintf(text, "@%016llu %.*s", sent_at, (int)setting_pad, padding);
     else
         n = sprintf(text, EVENT_HEAD "%s\"content\":\"@%016llu %.*s\"},\"logprobs\":null,\"finish_reason\":%s}]}\n\n%s",
@@ -180,6 +186,7 @@ static void answer_settings(connection *c, const char *query) {
     read_setting(query, "delay=", &setting_delay_us);
     read_setting(query, "ttft=", &setting_ttft_us);
     read_setting(query, "pad=", &setting_pad);
+    read_setting(query, "pings=", &setting_pings);
     if (setting_pad >= MAX_PAD)
         setting_pad = MAX_PAD - 1;
     sprintf(body,
@@ -331,17 +338,18 @@ static void receive(connection *c) {
         drop(c);
 }
 
-static int listen_on(int port) {
+static int listen_on(int port, int host) {
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), one = 1;
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     struct sockaddr_in address = {
-        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK + host)};
     if (bind(listener, (void *)&address, sizeof address) || listen(listener, 4096))
         return -1;
+    is_listener[listener] = 1;
     return listener;
 }
 
-static void wait_and_receive(int listener) {
+static void wait_and_receive(void) {
     struct epoll_event events[512];
     struct timespec timeout, *until = NULL;
     uint64_t due = UINT64_MAX, now = now_ns();
@@ -358,8 +366,8 @@ static void wait_and_receive(int listener) {
     int ready = epoll_pwait2(epoll_fd, events, 512, until, NULL);
     for (int i = 0; i < ready; i++) {
         int fd = events[i].data.fd;
-        if (fd == listener)
-            accept_all(listener);
+        if (is_listener[fd])
+            accept_all(fd);
         else if (connections[fd])
             receive(connections[fd]);
     }
@@ -382,26 +390,29 @@ static void send_due_chunks(void) {
 
 int main(int argc, char **argv) {
     if (argc < 2) {
-        fprintf(stderr, "usage: mock PORT [chunks=50] [delay_us=0] [ttft_us=0] [pad=0]\n");
+        fprintf(stderr, "usage: mock PORT [chunks=50] [delay_us=0] [ttft_us=0] [pad=0] [hosts=1]\n");
         return 2;
     }
-    long *settings[] = {&setting_chunks, &setting_delay_us, &setting_ttft_us, &setting_pad};
-    for (int i = 2; i < argc && i < 6; i++)
+    long hosts = 1;
+    long *settings[] = {&setting_chunks, &setting_delay_us, &setting_ttft_us, &setting_pad, &hosts};
+    for (int i = 2; i < argc && i < 7; i++)
         *settings[i - 2] = atol(argv[i]);
     memset(padding, 'x', sizeof padding - 1);
     signal(SIGPIPE, SIG_IGN);
     struct rlimit files = {20000, 20000};
     setrlimit(RLIMIT_NOFILE, &files);
 
-    int listener = listen_on(atoi(argv[1]));
-    if (listener < 0) {
-        perror("mock: cannot listen on that port");
-        return 1;
-    }
     epoll_fd = epoll_create1(0);
-    watch(listener);
+    for (int host = 0; host < hosts; host++) {
+        int listener = listen_on(atoi(argv[1]), host);
+        if (listener < 0) {
+            perror("mock: cannot listen on that port");
+            return 1;
+        }
+        watch(listener);
+    }
     for (;;) {
-        wait_and_receive(listener);
+        wait_and_receive();
         send_due_chunks();
     }
 }

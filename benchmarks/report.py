@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import machine
+import plots
+from endurance import Growth, IdleStreams, Memory, MostStreams
 from gateways import Gateway
 from startup import StartUp
 from workloads import Sample, Workload
@@ -29,14 +31,22 @@ class Outcome:
     workloads: Sequence[Workload]
     samples: Sequence[Sample]
     start_ups: Sequence[StartUp]
+    most: Sequence[MostStreams] = ()
+    idle: Sequence[IdleStreams] = ()
+    grown: Sequence[Growth] = ()
+    memory: Sequence[Memory] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict[str, str])  # name, or "name, workload" -> why
 
     def as_markdown(self) -> str:
         facts = [f"- {key}: {value}" for key, value in self.machine.items()]
         facts += [f"- {each.name} {each.version}: {each.switched_on}" for each in self.gateways]
         facts.append(f"- {time.strftime('%Y-%m-%d')}, {self._turns()} turns of each; {self._noise()}")
+        facts += [f"- left out: {name}: {why}" for name, why in self.left_out.items()]
         facts += [f"- **FAILED**: {failure}" for failure in self.failures()]
-        tables = [self._cost_table()] + ([self._start_up_table()] if self.start_ups else [])
-        return "\n\n".join(["\n".join(facts), *tables])
+        parts = [self._cost_table(), self._most_table(), self._idle_table(), self._growth_table()]
+        parts.append("\n".join(f"- {self._memory_line(each)}" for each in self.memory))
+        parts.append(self._start_up_table())
+        return "\n\n".join(["\n".join(facts), *(part for part in parts if part)])
 
     def failures(self) -> list[str]:
         """Turns in which a request failed or never ended: their figures are not to be believed."""
@@ -54,18 +64,25 @@ class Outcome:
             "gateways": {each.name: {"version": each.version, "on": each.switched_on} for each in self.gateways},
             "workloads": [asdict(each) for each in self.workloads],
             "start_up": [asdict(each) for each in self.start_ups],
+            "most_streams": [asdict(each) for each in self.most],
+            "idle_streams": [asdict(each) for each in self.idle],
+            "growth": [asdict(each) for each in self.grown],
+            "memory": [asdict(each) for each in self.memory],
+            "left_out": dict(self.left_out),
             "samples": [asdict(each) for each in self.samples],
         }
         path.write_text(json.dumps(whole) + "\n")
         return path
 
     def write_readme(self) -> None:
-        """Put these tables in the place of README's, and their figures beside them."""
+        """Put these tables in the place of README's, and their figures and charts beside them."""
+        self.write(SHOWN)
+        charts = [path.name for path in plots.draw(json.loads(SHOWN.read_text()))]
+        shown = "".join(f"![{plots.CHARTS[name][0]}](figures/{name})\n" for name in charts)
         begin, end = FIGURES
         before, _, rest = README.read_text().partition(begin)
         _, _, after = rest.partition(end)
-        README.write_text(f"{before}{begin}{self.as_markdown()}\n{end}{after}")
-        self.write(SHOWN)
+        README.write_text(f"{before}{begin}{self.as_markdown()}\n\n{shown}{end}{after}")
 
     def _of(self, workload: Workload, gateway: Gateway) -> list[Sample]:
         return [each for each in self.samples if (each.workload, each.gateway) == (workload.name, gateway.name)]
@@ -84,6 +101,7 @@ class Outcome:
             for workload in self.workloads
             for baseline in [next((each for each in self.gateways if each.name == BASELINE), None)]
             for gateway in self.gateways
+            if self._of(workload, gateway)
         ]
         head = (
             "workload", "gateway", "µs of CPU", "per", f"× {BASELINE}", "per second",
@@ -93,10 +111,11 @@ class Outcome:
 
     def _cost_row(self, workload: Workload, gateway: Gateway, baseline: Gateway | None) -> tuple[str, ...]:
         samples = self._of(workload, gateway)
+        of_baseline = self._of(workload, baseline) if baseline is not None and gateway != baseline else []
         costs = [each.cpu_us_per_unit for each in samples]
         ratio = ""
-        if baseline is not None and gateway != baseline:
-            pairs = zip(costs, self._of(workload, baseline), strict=True)
+        if of_baseline:
+            pairs = zip(costs, of_baseline, strict=True)
             ratio = spread((cost / base.cpu_us_per_unit for cost, base in pairs), "{:.2f}")
         rate = "requests_per_s" if workload.unit == "request" else "chunks_per_s"
         latency = "{:.2f} / {:.2f}"
@@ -115,7 +134,51 @@ class Outcome:
             f"{max(each.peak_rss_mb for each in samples):.0f}",
         )
 
+    def _most_table(self) -> str:
+        rows = [(each.gateway, f"{each.streams:,}") for each in self.most]
+        return table(("gateway", "most W3 streams that keep up"), rows) if rows else ""
+
+    def _idle_table(self) -> str:
+        head = (
+            "gateway", "idle streams", "for s", "alive at the end", "KB a stream", "RSS MB", "CPU ms/s",
+            "new request ms p99 (worst)",
+        )  # fmt: skip
+        rows = [
+            (
+                each.gateway,
+                f"{each.streams:,}",
+                f"{each.seconds:.0f}",
+                f"{each.alive:,}",
+                f"{each.kb_a_stream:.1f}",
+                f"{each.rss_mb:.0f}",
+                f"{each.cpu_ms_per_s:.0f}",
+                f"{each.first_byte_p99_ms:.1f}",
+            )
+            for each in self.idle
+        ]
+        return table(head, rows) if rows else ""
+
+    def _growth_table(self) -> str:
+        if not self.grown:
+            return ""
+        one = statistics.median(self.grown[0].cpu_us_per_request)
+        rows = [
+            (
+                f"{each.replicas:,}",
+                spread(each.cpu_us_per_request, "{:.1f}"),
+                f"{statistics.median(each.cpu_us_per_request) / one:.2f}",
+                f"{each.rss_mb:.0f}",
+            )
+            for each in self.grown
+        ]
+        return table(("registered replicas", "µs of CPU per request", "× one replica", "RSS MB"), rows)
+
+    def _memory_line(self, each: Memory) -> str:
+        return f"RSS over {each.requests:,} requests: {each.before_mb:.1f} MB before, {each.after_mb:.1f} MB after"
+
     def _start_up_table(self) -> str:
+        if not self.start_ups:
+            return ""
         head = ("start", "CPU s", "wall s", "idle RSS MB", "idle CPU ms/s")
         return table(
             head,

@@ -1,4 +1,4 @@
-"""Measures what gateways cost, side by side: `make bench`, or `python benchmarks/run.py --help`.
+"""Measures what gateways cost, side by side: `make bench`, `make bench-peers`, or `run.py --help`.
 
 Starts a mock model server and every gateway, each gateway pinned to one core and all tools to another, then takes
 turns (A B A B) workload by workload, and prints tables in Markdown. Only figures of one run compare: the machine's
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import endurance
 import gateways
 import machine
 import startup
@@ -26,7 +27,10 @@ from gateways import Gateway, Running
 from report import Outcome
 from workloads import Sample, Workload
 
+import peers
+
 WARM_UP_S = 0.5
+PILLARS = ("nginx", "kuwa")  # without these two there is nothing to compare
 
 
 def main() -> int:
@@ -40,36 +44,53 @@ def main() -> int:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="CPU cost of gateways in front of a mock model server.")
-    names = list(gateways.available())
-    parser.add_argument("--gateway", action="append", choices=names, help="measure only these (repeat it)")
+    ours, others = list(gateways.available()), list(peers.available())
+    parser.add_argument("--gateway", action="append", choices=ours + others, help="measure only these (repeat it)")
+    parser.add_argument("--peers", action="store_true", help=f"beside {' and '.join(ours)} also {', '.join(others)}")
+    parser.add_argument("--long", action="store_true", help="also W3, W4 and W5 (steady streams, chats, large bodies)")
+    parser.add_argument("--most", action="store_true", help="also the most W3 streams that keep up, by bisection")
+    parser.add_argument("--growth", action="store_true", help="also 1 to 1,000 replicas, and RSS over 100,000 requests")
+    parser.add_argument("--idle", type=int, metavar="STREAMS", default=0, help="also so many idle streams (W6: 5000)")
+    parser.add_argument("--idle_s", type=float, default=60.0, help="for so long (default: 60; W6: 600)")
     parser.add_argument("--only", default="", help="only workloads whose name begins so, such as W2 or 'W1 c32'")
     parser.add_argument("--rounds", type=int, default=5, help="turns per workload (default: 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one turn (default: 2)")
-    parser.add_argument("--w3", action="store_true", help="also 300 steady streams (some 1.5 minutes more)")
     parser.add_argument("--no_startup", action="store_true", help="leave out the start-up costs")
     parser.add_argument("--readme", action="store_true", help="put the tables into benchmarks/README.md")
     parser.add_argument("--json", type=Path, help="where to write everything (default: benchmarks/results/<time>.json)")
     options = parser.parse_args()
-    options.gateway = options.gateway or [name for name in names if name not in gateways.ON_REQUEST]
+    options.gateway = options.gateway or (ours + others if options.peers else ours)
     return options
 
 
 def compare(options: argparse.Namespace) -> int:
     chosen = choose_workloads(options)
     mock_program, load_program = machine.compile_tool("mock"), machine.compile_tool("load")
-    compared = [gateways.available()[name]() for name in options.gateway]
+    left_out: dict[str, str] = {}
+    compared = prepare(options.gateway, left_out)
     gateway_core, tools_core = machine.choose_cores()
     machine.allow_open_files()
     os.sched_setaffinity(0, {tools_core})  # ours, and by inheritance the load generator's
     begin = time.monotonic()
     with contextlib.ExitStack() as running:
         mock = start_mock(mock_program, tools_core, running)
-        serving = [start_gateway(gateway, mock, gateway_core, running) for gateway in compared]
+        serving = start_gateways(compared, mock, gateway_core, running, left_out)
         measure = functools.partial(workloads.measure, mock=mock, load=load_program)
-        samples = take_turns(chosen, serving, options, measure)
+        samples = take_turns(chosen, serving, options, measure, left_out)
+        steadiest = [one for one in serving if one.name in PILLARS] if options.most or options.idle else []
+        most = [endurance.most_streams(one, mock, load_program) for one in steadiest if options.most]
+        idle = [
+            endurance.idle_streams(one, mock, load_program, streams=options.idle, seconds=options.idle_s)
+            for one in steadiest
+            if options.idle
+        ]
+        kuwa = [one for one in serving if one.name == "kuwa" and options.growth]
+        memory = [endurance.memory(one, mock, load_program) for one in kuwa]
+    grown = endurance.growth(gateway_core, tools_core, load_program, mock_program) if kuwa else []
     wants_startup = "kuwa" in options.gateway and not options.no_startup
     start_ups = startup.measure(gateway_core) if wants_startup else []
-    outcome = Outcome(machine.describe(), compared, chosen, samples, start_ups)
+    kept = [gateway for gateway in compared if any(one.name == gateway.name for one in serving)]
+    outcome = Outcome(machine.describe(), kept, chosen, samples, start_ups, most, idle, grown, memory, left_out)
     print(f"\n{outcome.as_markdown()}")
     print(f"\nIn {time.monotonic() - begin:.0f} s. Every single figure: {outcome.write(options.json)}")
     if options.readme:
@@ -77,8 +98,39 @@ def compare(options: argparse.Namespace) -> int:
     return 1 if outcome.failures() else 0
 
 
+def prepare(names: Sequence[str], left_out: dict[str, str]) -> list[Gateway]:
+    """Install what is missing. A peer that does not install is left out; nginx and Kuwa must be there."""
+    known = {**gateways.available(), **peers.available()}
+    prepared: list[Gateway] = []
+    for name in names:
+        try:
+            prepared.append(known[name]())
+        except machine.NotReady as error:
+            leave_out(name, error, left_out)
+    return prepared
+
+
+def start_gateways(
+    compared: Sequence[Gateway], mock: Running, core: int, running: contextlib.ExitStack, left_out: dict[str, str]
+) -> list[Running]:
+    serving: list[Running] = []
+    for gateway in compared:
+        try:
+            serving.append(start_gateway(gateway, mock, core, running))
+        except machine.NotReady as error:
+            leave_out(gateway.name, error, left_out)
+    return serving
+
+
+def leave_out(name: str, error: machine.NotReady, left_out: dict[str, str]) -> None:
+    if name in PILLARS:
+        raise error
+    left_out[name] = str(error).splitlines()[0]
+    print(f"left out: {name}: {error}", file=sys.stderr, flush=True)
+
+
 def choose_workloads(options: argparse.Namespace) -> list[Workload]:
-    table = [*workloads.TABLE, workloads.STEADY_STREAMS] if options.w3 else list(workloads.TABLE)
+    table = workloads.LONG_TABLE if options.long else workloads.TABLE
     chosen = [workload for workload in table if workload.name.startswith(options.only)]
     if not chosen:
         raise machine.NotReady(
@@ -110,28 +162,32 @@ def take_turns(
     serving: Sequence[Running],
     options: argparse.Namespace,
     measure: Callable[[Workload, Running, float], Sample],
+    left_out: dict[str, str],
 ) -> list[Sample]:
-    """Each workload after the other: first a warm-up of every gateway, then the rounds, A B A B."""
+    """Each workload after the other: first a warm-up of every gateway, then the rounds, A B A B.
+
+    A peer that fails a workload already in the warm-up has no figure for it, and the report says so.
+    """
     samples: list[Sample] = []
     for workload in chosen:
+        able: list[Running] = []
         for gateway in serving:
-            stop_at_errors(measure(workload, gateway, WARM_UP_S), gateway)
+            sample = measure(workload, gateway, WARM_UP_S)
+            if sample.load["ok"] and not sample.load["errors"] and not sample.load["hung"]:
+                able.append(gateway)
+                continue
+            shown = {key: sample.load[key] for key in ("ok", "errors", "hung", "last_bad_status")}
+            failed = machine.NotReady(f"fails in the warm-up: {shown}\nIts output ends with:\n{gateway.last_words()}")
+            if gateway.name in PILLARS:
+                raise failed
+            leave_out(f"{gateway.name}, {workload.name}", failed, left_out)
         for turn in range(options.rounds):
-            for gateway in serving:
+            for gateway in able:
                 sample = measure(workload, gateway, options.seconds)
                 samples.append(sample)
                 cost = f"{sample.cpu_us_per_unit:8.2f} µs/{workload.unit}"
-                print(f"{workload.name:19} {turn + 1}/{options.rounds} {gateway.name:8} {cost}", flush=True)
+                print(f"{workload.name:19} {turn + 1}/{options.rounds} {gateway.name:13} {cost}", flush=True)
     return samples
-
-
-def stop_at_errors(sample: Sample, gateway: Running) -> None:
-    if sample.load["ok"] and not sample.load["errors"] and not sample.load["hung"]:
-        return
-    raise machine.NotReady(
-        f"{gateway.name} fails {sample.workload} already in the warm-up: {sample.load}.\n"
-        f"Its output ends with:\n{gateway.last_words()}"
-    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The workloads, and one measured run of one of them against one gateway.
 
-run.py chooses among `TABLE`; a run starts the load generator, reads the gateway's CPU time before and after, and
-returns a `Sample`.
+run.py chooses among `TABLE` and `LONG_TABLE`; a run starts the load generator, reads the gateway's CPU time before
+and after, and returns a `Sample`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class Workload:
     headers: tuple[str, ...] = ()
     chunks: int = 0  # of each streamed answer; 0: not streamed
     delay_us: int = 0  # between the chunks of one stream
+    ttft_us: int = 0  # before the first one
+    body_bytes: int = 0  # of each request, at least
+    leave_percent: int = 0  # clients that go away after half of the chunks
     ramp_ms: int = 0  # connections start spread over this time
     min_seconds: float = 0.0
 
@@ -47,7 +50,9 @@ class Workload:
         seconds = max(seconds, self.min_seconds)
         arguments = ["-c", str(self.connections), "-n", "1000000000", "-d", str(seconds), "-r", str(self.ramp_ms)]
         if self.chunks:
-            arguments += ["-s", "-e", str(self.chunks)]
+            arguments += ["-s", "-e", str(self.chunks), "-a", str(self.leave_percent)]
+        if self.body_bytes:
+            arguments += ["-b", str(self.body_bytes)]
         for header in self.headers:
             arguments += ["-H", header]
         return arguments
@@ -77,21 +82,49 @@ TABLE = (
     *_whole_answers(),
     Workload("W2 c32", "50-chunk streams without delay, 32 connections", 32, unit="chunk", chunks=50),
 )
-STEADY_STREAMS = Workload(
-    "W3-300",
-    "300 streams at once, 100 chunks each at 50 a second",
-    300,
+
+
+def steady(streams: int) -> Workload:
+    """W3: so many streams at once, 100 chunks each at 50 a second. One that keeps up takes 1,980 ms."""
+    return Workload(
+        f"W3-{streams}",
+        f"{streams} streams at once, 100 chunks each at 50 a second",
+        streams,
+        unit="chunk",
+        chunks=100,
+        delay_us=20_000,
+        ramp_ms=2000,
+        min_seconds=6.0,
+    )
+
+
+def _bodies() -> list[Workload]:
+    sizes = (("32 KB", 32 * 1024, 32), ("1 MB", 1024 * 1024, 8))
+    return [Workload(f"W5 {name}", f"not streamed, bodies of {name}", n, body_bytes=size) for name, size, n in sizes]
+
+
+REALISTIC = Workload(
+    "W4",
+    "1,000 chats at once: 4 KB of prompt, first token after 200 ms, 40 a second, one client in ten leaves midway",
+    1000,
     unit="chunk",
-    chunks=100,
-    delay_us=20_000,
+    headers=SDK_HEADERS,
+    chunks=120,
+    delay_us=25_000,
+    ttft_us=200_000,
+    body_bytes=4096,
+    leave_percent=10,
     ramp_ms=2000,
     min_seconds=6.0,
 )
+STEADY = (steady(100), steady(300), steady(1000))
+LONG_TABLE = (*TABLE, *STEADY, REALISTIC, *_bodies())
 
 
 def measure(workload: Workload, gateway: Running, seconds: float, *, mock: Running, load: Path) -> Sample:
     """Run the workload once. `seconds`: how long requests are started; streams then run to their end."""
-    ask(mock.port, "GET", f"/cfg?chunks={workload.chunks or 50}&delay={workload.delay_us}&ttft=0&pad=0")
+    pace = f"chunks={workload.chunks or 50}&delay={workload.delay_us}&ttft={workload.ttft_us}"
+    ask(mock.port, "GET", f"/cfg?{pace}&pad=0&pings=0")
     cpu_before, mock_before, busy_before = gateway.cpu_seconds(), mock.cpu_seconds(), machine.busy_seconds()
     peak_rss_mb = gateway.rss_mb()
     with subprocess.Popen(
@@ -108,7 +141,7 @@ def measure(workload: Workload, gateway: Running, seconds: float, *, mock: Runni
                 raise machine.NotReady(f"{workload.name} against {gateway.name} did not end within 120 s")
         assert running.stdout is not None  # noqa: S101 -- PIPE above
         printed: dict[str, Any] = json.loads(running.stdout.read())
-    cpu = gateway.cpu_seconds() - cpu_before
+    cpu = max(0.0, gateway.cpu_seconds() - cpu_before)
     if not cpu:
         raise machine.NotReady(
             f"{workload.name}: {gateway.name} used less CPU than the 10 ms that can be told; give longer --seconds"

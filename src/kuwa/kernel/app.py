@@ -57,7 +57,7 @@ class Kernel:
         ids = RequestIds()
         self.settings = settings
         self.registry = Registry()
-        self.dispatcher = Dispatcher(self.registry)
+        self.dispatcher = Dispatcher(self.registry, policies=settings.policies)
         self.metrics = Metrics()
         self.pool = UpstreamPool(tls=tls)
         self.chat = Chat(

@@ -19,6 +19,7 @@ from kuwa.http.upstream import Origin, UpstreamConnection, UpstreamPool
 from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.health import settle
 from kuwa.kernel.metrics import UNKNOWN, Metrics, Tally
+from kuwa.kernel.policy import PolicyName, Trail
 from kuwa.kernel.quarantine import Quarantine
 from kuwa.kernel.queue import Ticket
 from kuwa.kernel.registry import Registry, Replica
@@ -71,6 +72,10 @@ class Dialect(Protocol):
 
     def outgoing(self, request: ChatRequest, replica: Replica) -> Outgoing:
         """The request in the replica's wire. Raises Unsupported for what that wire cannot carry."""
+        ...
+
+    def trail(self, exchange: Exchange, request: ChatRequest, policy: PolicyName) -> Trail:
+        """What the policy of the request's access code knows its conversation, or its session, by."""
         ...
 
     def relay(
@@ -174,6 +179,9 @@ class Chat:
     def serve(self, exchange: Exchange, request: ChatRequest) -> None:
         """Start the story of `request`; it answers through `exchange`."""
         ticket = Ticket(request.access_code, request.principal, len(request.body), request.key)
+        policy = self._dispatcher.policy_of(request.access_code)
+        if policy != "least_loaded":
+            ticket.trail = request.dialect.trail(exchange, request, policy)
         call = Call(request, exchange, ticket, self._clock.time())
         call.story = story = Story(self._story(call))
         self._calls[request.id] = call

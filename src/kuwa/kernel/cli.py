@@ -62,6 +62,14 @@ def parser() -> argparse.ArgumentParser:
         "and with _ for every other character. May be repeated",
     )
     it.add_argument(
+        "--policy",
+        action="append",
+        metavar="CODE=NAME",
+        help="how the executors of the model CODE take turns: least_loaded (the default), prefix (a conversation goes "
+        "back to the executor that has computed its beginning, unless that one is much busier than others) or session "
+        "(the same for all requests with one X-Session-Id header, prompt_cache_key or user). May be repeated",
+    )
+    it.add_argument(
         "--allowed_host",
         action="append",
         metavar="NAME",

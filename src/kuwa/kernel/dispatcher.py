@@ -10,15 +10,16 @@ A replica that is to get no requests for a while is one whose state in the regis
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 
-from kuwa.kernel.policy import LeastLoaded
+from kuwa.kernel.policy import PolicyName, policy_named
 from kuwa.kernel.queue import FairQueue, Ticket, Weights
 from kuwa.kernel.registry import UNLIMITED, Registry, Replica, State
+from kuwa.kernel.trail import of_session
 from kuwa.wire.errors import KuwaError, ModelNotFound, NoReplica, QueueFull
 
 MAX_WAITING = 1024
@@ -64,10 +65,10 @@ class _Pool:
 
     __slots__ = ("access_code", "last_turn", "policy", "queue", "replicas", "reserve", "retries")
 
-    def __init__(self, access_code: str, weights: Weights) -> None:
+    def __init__(self, access_code: str, weights: Weights, policy: PolicyName) -> None:
         self.access_code = access_code
         self.replicas: dict[Replica, None] = {}
-        self.policy = LeastLoaded()
+        self.policy = policy_named(policy)
         self.queue = FairQueue(weights)
         self.last_turn = 0
         self.reserve = RETRY_RESERVE
@@ -81,14 +82,15 @@ class _Pool:
         """The next ticket that a replica is free for, taken out of the queue, with that replica."""
         queue = self.queue
         for ticket in queue.returned:
-            replica = self.policy.choose(ticket.excluded)
+            replica = self.policy.choose(ticket.excluded, ticket.trail)
             if replica is not None:
                 queue.remove(ticket)
                 return ticket, replica
-        if queue.waiting:
-            replica = self.policy.choose(_NOTHING)
+        if queue.waiting and self.policy.choose(_NOTHING) is not None:
+            ticket = queue.pop()
+            replica = self.policy.choose(_NOTHING, ticket.trail)
             if replica is not None:
-                return queue.pop(), replica
+                return ticket, replica
         return None
 
 
@@ -103,8 +105,16 @@ class Dispatcher:
     Between calls it holds that no ticket waits while a ready replica that it may use has a free slot.
     """
 
-    def __init__(self, registry: Registry, *, weights: Weights = equal_weights, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        weights: Weights = equal_weights,
+        limits: Limits | None = None,
+        policies: Mapping[str, PolicyName] | None = None,
+    ) -> None:
         self._registry = registry
+        self._policies = policies or {}
         self._weights = weights
         self._limits = limits or Limits()
         self._pools: dict[str, _Pool] = {}
@@ -140,7 +150,7 @@ class Dispatcher:
                 return replica
         # Who waits in a line waits because no slot is free: then none is free for this one either.
         if not pool.queue.waiting:
-            replica = pool.policy.choose(ticket.excluded)
+            replica = pool.policy.choose(ticket.excluded, ticket.trail)
             if replica is not None:
                 self._grant(ticket, replica)
                 return replica
@@ -212,7 +222,8 @@ class Dispatcher:
         if held is not None:
             self.release(held.ticket, now)  # settles nobody: its replica takes no requests now
         if not len(pool.queue) and len(self._reservations) < MAX_RESERVATIONS:
-            replica = pool.policy.choose(_NOTHING)
+            trail = of_session(key[1]) if self.policy_of(access_code) == "session" else ()
+            replica = pool.policy.choose(_NOTHING, trail)
             if replica is not None:
                 ticket = Ticket(access_code, principal="", key=key)
                 self._grant(ticket, replica)
@@ -221,6 +232,10 @@ class Dispatcher:
         if not pool.worth_waiting(set()):
             raise self._no_replica(pool, set())
         return False
+
+    def policy_of(self, access_code: str) -> PolicyName:
+        """By what its replicas are chosen: tells a dialect which trail to lay."""
+        return self._policies.get(access_code, "least_loaded")
 
     def not_found(self, access_code: str) -> ModelNotFound:
         """The error for an access code that is not served, naming those that are spelt like it."""
@@ -326,7 +341,7 @@ class Dispatcher:
     def _pool(self, access_code: str) -> _Pool:
         pool = self._pools.get(access_code)
         if pool is None:
-            pool = self._pools[access_code] = _Pool(access_code, self._weights)
+            pool = self._pools[access_code] = _Pool(access_code, self._weights, self.policy_of(access_code))
         return pool
 
     def _fail_hopeless(self, pool: _Pool) -> list[Ticket]:

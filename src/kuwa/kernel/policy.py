@@ -2,18 +2,44 @@
 
 The dispatcher keeps one policy per access code, tells it whenever a replica's load or state changed, and asks it
 to choose. A choice costs the same for one replica and for a thousand: the order is kept, not computed per request.
+
+Which policy an access code has is a setting: `least_loaded`, or `prefix` and `session`, which bring a request to
+where its conversation, or its session, has been before (`kernel/trail` says what those are).
 """
 
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 from heapq import heapify, heappop, heappush
+from typing import Literal
 
 from kuwa.kernel.registry import UNLIMITED, Replica
 
+PolicyName = Literal["least_loaded", "prefix", "session"]
+POLICIES: tuple[PolicyName, ...] = ("least_loaded", "prefix", "session")
+
+Trail = tuple[int, ...]
+"""The marks of a request's beginnings, shortest first; the last one is of the whole request."""
+
 NOMINAL_SLOTS = 64  # what an upstream without a limit counts as beside replicas that have one
 
+# A replica is gone back to while its load is at most NEAR times the lowest, and AHEAD requests more.
+NEAR = 1.25
+AHEAD = 2
+MAX_PLACES = 50_000  # some 15 MB; more conversations than the caches of a hundred replicas hold
+FOLLOWED = 4  # requests that one place attracts before the next replica is to compute the same
+COMMON = 8  # a beginning known in so many places is everyone's, and attracts nobody
+
 _Entry = tuple[float, int, Replica]
+
+
+def load_of(replica: Replica) -> float:
+    """The part of its slots that the replica holds."""
+    return replica.running / _size(replica)
+
+
+def _size(replica: Replica) -> int:
+    return replica.slots if replica.slots < UNLIMITED else NOMINAL_SLOTS
 
 
 class LeastLoaded:
@@ -49,8 +75,8 @@ class LeastLoaded:
         """The replica no longer serves this access code."""
         self._turns.pop(replica, None)
 
-    def choose(self, excluded: AbstractSet[str]) -> Replica | None:
-        """The replica to take, or None. Its choice shows only after `update`."""
+    def choose(self, excluded: AbstractSet[str], trail: Trail = ()) -> Replica | None:
+        """The replica to take, or None. Who asks takes it: the choice shows only after `update`."""
         heap = self._heap
         turns = self._turns
         passed: list[_Entry] = []
@@ -73,3 +99,87 @@ class LeastLoaded:
         turns = self._turns
         self._heap = [entry for entry in self._heap if turns.get(entry[2]) == entry[1]]
         heapify(self._heap)
+
+
+class Follow(LeastLoaded):
+    """Back to where the longest known beginning of the request was computed, as long as that replica is near the
+    least loaded one; else the least loaded.
+
+    Remembered are the whole of each request, which the next turn of its conversation begins with, and the request
+    without its last message, which others may share with it (a document, asked about again). With `spreads`, a
+    beginning that many share spreads over the replicas as it is used, and attracts nobody once it is everywhere: a
+    system prompt must not draw every conversation to one place. Without, it stands where it was last.
+    `kept`, `spilled` and `fresh` count the choices: gone back, known but its replicas gone or too busy, not known.
+    """
+
+    __slots__ = ("_places", "_spreads", "fresh", "kept", "spilled")
+
+    def __init__(self, *, spreads: bool) -> None:
+        super().__init__()
+        self._spreads = spreads
+        self._places: dict[int, _Place] = {}  # the least recently used first
+        self.kept = self.spilled = self.fresh = 0
+
+    def choose(self, excluded: AbstractSet[str], trail: Trail = ()) -> Replica | None:
+        least = super().choose(excluded)
+        if least is None or not trail:
+            return least
+        chosen = self._follow(trail, excluded, load_of(least)) or least
+        for mark in trail[-2:]:
+            self._remember(mark, chosen)
+        return chosen
+
+    def _follow(self, trail: Trail, excluded: AbstractSet[str], lowest: float) -> Replica | None:
+        known = False
+        for mark in reversed(trail):
+            place = self._places.get(mark)
+            if place is None:
+                continue
+            known = True
+            place.replicas = [replica for replica in place.replicas if replica.alive]
+            if self._spreads and place.used_up:
+                continue
+            near = [r for r in place.replicas if self._is_near(r, lowest) and r.id not in excluded]
+            if near:
+                place.followed += 1
+                self.kept += 1
+                return min(near, key=load_of)
+        if known:
+            self.spilled += 1
+        else:
+            self.fresh += 1
+        return None
+
+    def _is_near(self, replica: Replica, lowest: float) -> bool:
+        return replica in self._turns and replica.running <= NEAR * lowest * _size(replica) + AHEAD
+
+    def _remember(self, mark: int, replica: Replica) -> None:
+        places = self._places
+        place = places.pop(mark, None) or _Place()
+        if not self._spreads:
+            place.replicas = [replica]
+        elif replica not in place.replicas and len(place.replicas) < COMMON:
+            place.replicas.append(replica)
+        places[mark] = place
+        if len(places) > MAX_PLACES:
+            del places[next(iter(places))]
+
+
+class _Place:
+    """Where one beginning has been computed, and how many requests have been brought there for it."""
+
+    __slots__ = ("followed", "replicas")
+
+    def __init__(self) -> None:
+        self.replicas: list[Replica] = []
+        self.followed = 0
+
+    @property
+    def used_up(self) -> bool:
+        """Whether another replica is to compute the same, or enough have."""
+        return len(self.replicas) >= COMMON or self.followed >= FOLLOWED * len(self.replicas)
+
+
+def policy_named(name: PolicyName) -> LeastLoaded:
+    """A fresh policy for one access code."""
+    return LeastLoaded() if name == "least_loaded" else Follow(spreads=name == "prefix")

@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from kuwa.kernel.policy import Trail
 from kuwa.kernel.registry import Replica
 from kuwa.wire.errors import KuwaError
 
@@ -25,15 +26,17 @@ class Ticket:
     """One request's claim to a slot, from its admission to its release.
 
     `cost_bytes` is the size of the request while it waits. `key` is the v1.0 pair (history_id, user_id), which
-    claims a slot reserved under it. `excluded` holds the ids of the replicas that have failed it already: whoever
-    sees such a failure adds the id between `release` and the next `acquire`. A ticket that waited ends with either
-    `replica` or `error` set, and then `granted` is called, once, by whoever made the call that settled it.
+    claims a slot reserved under it. `trail` is what the policy knows its conversation by. `excluded` holds the ids of
+    the replicas that have failed it already: whoever sees such a failure adds the id between `release` and the next
+    `acquire`. A ticket that waited ends with either `replica` or `error` set, and then `granted` is called, once, by
+    whoever made the call that settled it.
     """
 
     access_code: str
     principal: str
     cost_bytes: int = 0
     key: tuple[str, str] | None = None
+    trail: Trail = ()
     granted: Callable[[], None] | None = None
     excluded: frozenset[str] = frozenset()
     replica: Replica | None = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from kuwa.kernel.policy import POLICIES, PolicyName
 from kuwa.kernel.trust import may_listen
 from kuwa.wire.errors import InvalidRequest
 from kuwa.wire.names import check_access_code
@@ -54,6 +55,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     allowed_executors: tuple[str, ...] = ()
     insecure_no_auth: bool = False
+    policies: Mapping[str, PolicyName] = field(default_factory=dict[str, PolicyName])
     ca_file: str = ""
     drain_s: float = 60.0
     listen_fd: int = -1
@@ -77,6 +79,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str] | None = None) 
         allowed_hosts=tuple(source.many("allowed_host")),
         allowed_executors=tuple(source.many("allowed_executor")),
         insecure_no_auth=source.one("insecure_no_auth", _switch, DEFAULTS.insecure_no_auth),
+        policies=parse_policies(source.many("policy")),
         ca_file=source.one("ca_file", _readable_file, DEFAULTS.ca_file),
         drain_s=source.one("drain_s", _seconds, DEFAULTS.drain_s),
         listen_fd=source.one("listen_fd", _descriptor, _activated(env)),
@@ -115,6 +118,25 @@ def parse_upstream(text: str, environ: Mapping[str, str]) -> Upstream:
     if not (key.isascii() and key.isprintable()):
         raise BadSetting(f"{key_variable(code)} holds characters that no key has.")
     return Upstream(code, url, model, key)
+
+
+def parse_policies(texts: Sequence[str]) -> dict[str, PolicyName]:
+    """Read each `CODE=NAME`: by which policy the replicas of the access code are chosen. Raises BadSetting."""
+    policies: dict[str, PolicyName] = {}
+    for text in texts:
+        code, _, given = text.rpartition("=")
+        name: PolicyName | None = next((policy for policy in POLICIES if policy == given), None)
+        if not code:
+            raise BadSetting(f"--policy {text}: expected CODE=NAME, such as llama=prefix.")
+        if name is None:
+            raise BadSetting(f"--policy {text}: {given!r} is no policy; there are {', '.join(POLICIES)}.")
+        try:
+            check_access_code(code)
+        except InvalidRequest as error:
+            raise BadSetting(f"--policy {text}: {error.message}") from error
+        if policies.setdefault(code, name) != name:
+            raise BadSetting(f"--policy {text}: {code} has the policy {policies[code]} already; give one of the two.")
+    return policies
 
 
 def key_variable(access_code: str) -> str:

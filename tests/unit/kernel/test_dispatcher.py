@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kuwa.kernel.dispatcher import Dispatcher, Limits
+from kuwa.kernel.policy import PolicyName
 from kuwa.kernel.queue import Ticket
 from kuwa.kernel.registry import Registry, Replica
 from kuwa.wire.errors import ModelNotFound, NoReplica, QueueFull
@@ -313,6 +314,42 @@ class TestFailover:
         assert house.ask(excluded={house.replica("a").id}).queued
 
 
+class TestPolicies:
+    def test_each_access_code_has_its_own(self) -> None:
+        policies: dict[str, PolicyName] = {"n": "prefix", "s": "session"}
+        house = House(policies=policies)
+        assert [house.dispatcher.policy_of(code) for code in ("m", "n", "s")] == ["least_loaded", "prefix", "session"]
+        for name in ("a", "b"):
+            house.join(name, "m", "n", slots=4)
+        first = house.ask("n", trail=(1,)).replica
+        assert [house.ask("n", trail=(1, 2)).replica for _ in range(1)] == [first]
+        assert house.ask("m", trail=(1, 2)).replica is not first
+
+    def test_a_request_that_waited_goes_back_too_where_there_is_a_choice(self) -> None:
+        house = House(policies={"m": "prefix"})
+        house.join("a")
+        house.join("b")
+        first = house.ask(trail=(1,))
+        second = house.ask(trail=(2,))
+        waiting = [house.ask(trail=(mark, 10 + mark)) for mark in (2, 1)]
+        served = [first.replica, second.replica]
+        assert house.done(second) == [waiting[0]]
+        assert house.done(first) == [waiting[1]]
+        assert [ticket.replica for ticket in waiting] == served[::-1]
+
+    def test_reservations_of_one_user_stay_where_its_session_is(self) -> None:
+        house = House(policies={"m": "session"})
+        for name in ("a", "b", "c"):
+            house.join(name, slots=8)
+        replicas: set[Replica | None] = set()
+        for turn in range(5):
+            assert house.dispatcher.reserve("m", (str(turn), "u7"), house.now)
+            ticket = house.ask(key=(str(turn), "u7"))
+            replicas.add(ticket.replica)
+            house.done(ticket)
+        assert len(replicas) == 1
+
+
 class TestFairness:
     def test_one_principals_many_requests_do_not_stand_before_anothers_one(self) -> None:
         house = House()
@@ -460,7 +497,8 @@ class Traffic(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.house = House(limits=Limits(waiting=6, bytes=1000, wait_s=30.0))
+        policies: dict[str, PolicyName] = {"n": "prefix"}
+        self.house = House(limits=Limits(waiting=6, bytes=1000, wait_s=30.0), policies=policies)
         self.tickets: list[Ticket] = []
         self.seen: set[Replica] = set()
         self.keys = 0
@@ -504,10 +542,15 @@ class Traffic(RuleBasedStateMachine):
             self.took(self.house.settle())
             self.took(self.house.dispatcher.sweep(self.house.now))
 
-    @rule(code=st.sampled_from(CODES), principal=st.sampled_from(PRINCIPALS), size=st.integers(0, 300))
-    def ask(self, code: str, principal: str, size: int) -> None:
+    @rule(
+        code=st.sampled_from(CODES),
+        principal=st.sampled_from(PRINCIPALS),
+        size=st.integers(0, 300),
+        trail=st.lists(st.integers(0, 5), max_size=3),
+    )
+    def ask(self, code: str, principal: str, size: int, trail: list[int]) -> None:
         self.tick()
-        self._acquire(Ticket(code, principal, cost_bytes=size))
+        self._acquire(Ticket(code, principal, cost_bytes=size, trail=tuple(trail)))
 
     @rule(code=st.sampled_from(CODES))
     def schedule(self, code: str) -> None:

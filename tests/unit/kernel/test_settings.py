@@ -31,6 +31,12 @@ def test_what_may_be_repeated_is_separated_by_blanks_in_the_environment() -> Non
     assert settings.allowed_executors == ("a.test", "b.test")
 
 
+def test_policies_are_given_by_access_code() -> None:
+    policies = {"m": "prefix", "a=b/c:1": "session"}
+    assert load({"policy": ["m=prefix", "a=b/c:1=session", "m=prefix"]}, {}).policies == policies
+    assert load({}, {"KUWA_POLICY": "m=prefix a=b/c:1=session"}).policies == policies
+
+
 def test_listening_beyond_loopback_is_refused_without_the_word_for_it() -> None:
     with pytest.raises(BadSetting, match="--insecure_no_auth"):
         load({"host": "0.0.0.0"}, {})  # noqa: S104 - that it is refused is the test
@@ -51,6 +57,10 @@ def test_listening_beyond_loopback_is_refused_without_the_word_for_it() -> None:
         ({"ca_file": "/no/such/file"}, {}, "--ca_file /no/such/file"),
         ({}, {"KUWA_INSECURE_NO_AUTH": "perhaps"}, "KUWA_INSECURE_NO_AUTH"),
         ({"upstream": ["gpt"]}, {}, "--upstream gpt"),
+        ({"policy": ["prefix"]}, {}, "--policy prefix: expected CODE=NAME"),
+        ({"policy": ["m=prefx"]}, {}, "'prefx' is no policy; there are least_loaded, prefix, session"),
+        ({"policy": ["m=prefix", "m=session"]}, {}, "m has the policy prefix already"),
+        ({"policy": ["a,b=prefix"]}, {}, "--policy a,b=prefix"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named_in_one_line(

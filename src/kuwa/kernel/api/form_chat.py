@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 
 from kuwa.http.exchange import Exchange, HeaderPair
+from kuwa.kernel import trail
 from kuwa.kernel.api.openai import FORM, JSON, forwarded_headers, principal_of, request_headers
 from kuwa.kernel.chat import Chat, ChatRequest, Outgoing
+from kuwa.kernel.policy import PolicyName, Trail
 from kuwa.kernel.registry import Replica
 from kuwa.kernel.relay import Clock, Relay, TranslatingRelay
 from kuwa.kernel.resume import Journal, Replay
@@ -33,6 +35,13 @@ class FormDialect:
             body = request.body if replica.source != "upstream" else body_for_upstream(request.body, replica.model)
             return Outgoing(replica.base_url + request.route, JSON, body)
         return Outgoing(replica.endpoint, FORM, form_wire.encode_form(request.form or {}))
+
+    def trail(self, exchange: Exchange, request: ChatRequest, policy: PolicyName) -> Trail:
+        """The history_id changes with every turn: a session of this wire is its user."""
+        form = request.form or {}
+        if policy == "session":
+            return trail.of_session(form.get("user_id"))
+        return trail.of_conversation(request.body, form.get("modelfile", ""))
 
     def relay(
         self,

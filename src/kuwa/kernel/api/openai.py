@@ -12,7 +12,9 @@ from typing import Any
 import msgspec
 
 from kuwa.http.exchange import Exchange, Head, HeaderPair
+from kuwa.kernel import trail
 from kuwa.kernel.chat import Chat, ChatRequest, Outgoing
+from kuwa.kernel.policy import PolicyName, Trail
 from kuwa.kernel.registry import Replica
 from kuwa.kernel.relay import Clock, EventRelay, Relay, TranslatingRelay, WholeRelay
 from kuwa.kernel.resume import Journal, Replay
@@ -24,6 +26,8 @@ from kuwa.wire.names import RequestIds, echoable_request_id
 JSON = b"application/json"
 FORM = b"application/x-www-form-urlencoded"
 FORWARDED = (b"traceparent", b"tracestate", b"x-request-id", b"accept-language", b"x-kuwa-provider-key")
+SESSION_HEADER = b"x-session-id"
+GENERATES = ("/chat/completions", "/completions")
 PRINCIPAL_BYTES = 16
 
 
@@ -70,6 +74,13 @@ class OpenAIDialect:
         history_id = f"-{int(request.id[-8:], 16)}"
         form = form_from_openai(_decode_all(request.body), request.access_code, history_id, "0")
         return Outgoing(replica.endpoint, FORM, encode_form(form))
+
+    def trail(self, exchange: Exchange, request: ChatRequest, policy: PolicyName) -> Trail:
+        """Only what an engine generates from has beginnings worth going back to."""
+        if policy == "session":
+            named = exchange.headers.get(SESSION_HEADER)
+            return trail.of_session(named.decode("latin-1") if named else trail.session_in(request.body))
+        return trail.of_conversation(request.body) if request.route in GENERATES else ()
 
     def relay(
         self,
