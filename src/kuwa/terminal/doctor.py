@@ -168,6 +168,7 @@ def _version(distribution: str) -> str:
 
 
 def _fits(installed: str, bounds: str) -> bool:
+    installed = installed.partition("+")[0]  # a local label such as +cpu tells a build, not a version
     for operator, wanted in re.findall(r"(==|>=)\s*([0-9.]+)", bounds):
         if operator == "==" and installed != wanted:
             return False
