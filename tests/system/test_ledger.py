@@ -5,6 +5,7 @@ tells.
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +52,7 @@ def ask(url: str, label: str, kind: str, number: int) -> Entry:
 def read(stream: Stream, label: str, most: int) -> Entry:
     """Read the stream to its end, or leave it after `most` events with text."""
     if stream.status != 200:
-        return Entry(label, "refused", "")
+        return Entry(label, json.loads(stream.read())["error"]["code"], "")
     pieces: list[str] = []
     for event in stream.events():
         if "error" in event:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -95,7 +96,8 @@ def test_the_doctor_names_the_program_that_holds_the_port(tmp_path: Path) -> Non
         holder.listen()
         done = kuwa("doctor", "--kernel_url", f"http://127.0.0.1:{port}", KUWA_HOME=str(tmp_path))
     assert done.returncode == 1
-    assert f"Port {port} is held by another program (py" in done.stdout
+    assert f"Port {port} is held by another program" in done.stdout
+    assert f"process {os.getpid()}" in done.stdout
     assert "kuwa up --port" in done.stdout
 
 
