@@ -46,8 +46,9 @@ bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/run.py
 
 bench-peers: $(VENV)/dev-installed
-	$(BIN)/python benchmarks/run.py --peers --long --most --growth --idle 5000 --rounds 3
+	$(BIN)/python benchmarks/run.py --peers --long --most --growth --idle 5000 --rounds 3 $(if $(README),--readme)
 	$(BIN)/python benchmarks/prefix.py
+	$(BIN)/python benchmarks/prefix_real.py
 
 clean:
 	rm -rf $(VENV) build dist .ruff_cache .pytest_cache .import_linter_cache .hypothesis
