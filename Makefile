@@ -62,8 +62,9 @@ peers: .venv-litellm/installed $(VENV)/dev-installed
 	@touch $@
 
 bench-peers: $(VENV)/dev-installed
-	$(BIN)/python benchmarks/run.py --peers --long --most --growth --idle 5000 --rounds 3
+	$(BIN)/python benchmarks/run.py --peers --long --most --growth --idle 5000 --rounds 3 $(if $(README),--readme)
 	$(BIN)/python benchmarks/prefix.py
+	$(BIN)/python benchmarks/prefix_real.py
 
 clean:
 	rm -rf $(VENV) .venv-litellm build dist .ruff_cache .pytest_cache .import_linter_cache .hypothesis

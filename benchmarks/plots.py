@@ -58,12 +58,10 @@ def bars(title: str, unit: str, values: Sequence[tuple[str, float]]) -> str:
 
     height = TOP + ROW * len(ordered) + 12
     lines = [
-        (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
-            'font-family="sans-serif" font-size="13">'
-        ),
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">',
+        "<style>text { font-size: 13px } .title { font-size: 15px; font-weight: bold }</style>",
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text x="12" y="24" font-size="15" font-weight="bold">{escape(title)}</text>',
+        f'<text x="12" y="24" class="title">{escape(title)}</text>',
     ]
     if logarithmic:
         lines.append(f'<text x="{WIDTH - 12}" y="24" text-anchor="end" fill="#666666">logarithmic scale</text>')
