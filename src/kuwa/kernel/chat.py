@@ -543,10 +543,6 @@ class Chat:
             return {**state, "state": "queued", "position": self._dispatcher.ahead_of(call.ticket)}
         return {**state, "state": "running", "attempt": call.attempts}
 
-    def under_way(self) -> int:
-        """How many requests have been admitted and have not ended."""
-        return len(self._calls)
-
 
 class _Slot:
     """`async with`: holds a slot for the call, waiting for one in the queue if it must."""

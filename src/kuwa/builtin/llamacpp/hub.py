@@ -74,10 +74,6 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-def is_hub_path(text: str) -> bool:
-    return text.startswith(SCHEME)
-
-
 def parse(text: str) -> HubFile:
     """Read `hf://<owner>/<repo>[@<revision>]?<file>`. Raises CannotDownload."""
     match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?:\?(.*))?", text)
