@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kuwa.engine.loop import MOST_FAILURES, Engine
-from kuwa.engine.request import Drawn, End, Generation
+from kuwa.engine.request import Drawn, Generation
 from kuwa.engine.scheduler import Limits, Plan
 from kuwa.wire.errors import EngineLost, QueueFull, UpstreamTimeout
 
@@ -76,35 +76,52 @@ async def test_each_request_gets_its_own_tokens_and_its_end() -> None:
         await settled(engine)
 
 
+class Gate:
+    """Lets the engine's steps through one by one, and notes how many segments each had."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self._let_through = 0
+        self._permits = threading.Semaphore(0)
+
+    def __call__(self, plan: Plan) -> None:
+        self.steps.append(len(plan.segments))
+        self._permits.acquire()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a step waits here now, rather than being computed or not yet begun."""
+        return self._let_through < len(self.steps)
+
+    async def open_until(self, condition: Callable[[], bool]) -> None:
+        """Let steps through, none ahead of its time, until `condition`; at most for 5 s."""
+        async with asyncio.timeout(5):
+            while not condition():
+                if self.waiting:
+                    self._let_through += 1
+                    self._permits.release()
+                await asyncio.sleep(0.001)
+
+    def open(self) -> None:
+        self._permits.release(1_000_000)
+
+
 async def test_a_closed_iterator_frees_its_slot_before_the_next_step() -> None:
-    gate = threading.Semaphore(0)
-    steps: list[int] = []
-
-    def wait(plan: Plan) -> None:
-        steps.append(len(plan.segments))
-        gate.acquire()
-
-    async with running(CountingBackend(wait)) as engine:
-        tokens = engine.generate(Generation(prompt=[1], max_tokens=50))
-        kept = engine.generate(Generation(prompt=[50], max_tokens=50))
-        gate.release(2)
-        await anext(tokens)
-        gate.release()
-        await anext(kept)
-        async with asyncio.timeout(5):
-            while len(steps) < 4 or steps[-1] != 2:
-                gate.release()
-                await asyncio.sleep(0.001)
-        await tokens.aclose()
-        seen = len(steps)
-        async with asyncio.timeout(5):
-            while len(steps) < seen + 2:
-                gate.release()
-                await asyncio.sleep(0.001)
-        assert steps[seen:][-1] == 1
-        assert engine.stats().owned == 1
-        await kept.aclose()
-        gate.release(100)
+    gate = Gate()
+    async with running(CountingBackend(gate)) as engine:
+        try:
+            tokens = engine.generate(Generation(prompt=[1], max_tokens=50))
+            kept = engine.generate(Generation(prompt=[50], max_tokens=50))
+            begun = asyncio.gather(anext(tokens), anext(kept))
+            await gate.open_until(lambda: begun.done() and gate.waiting and gate.steps[-1] == 2)
+            await tokens.aclose()
+            seen = len(gate.steps)
+            await gate.open_until(lambda: len(gate.steps) > seen)
+            assert gate.steps[seen:] == [1]
+            assert engine.stats().owned == 1
+            await kept.aclose()
+        finally:
+            gate.open()
         await settled(engine)
 
 
@@ -179,12 +196,17 @@ async def test_a_step_that_hangs_is_a_timeout() -> None:
 
 
 async def test_closing_ends_what_is_under_way_with_an_error() -> None:
-    engine = Engine(CountingBackend(lambda _: None))
+    gate = Gate()
+    engine = Engine(CountingBackend(gate))
     engine.start()
-    tokens = engine.generate(Generation(prompt=[1], max_tokens=10**9))
-    engine.backend.limits = Limits(slots=4, length=10**9, step_tokens=16)  # type: ignore[attr-defined]
-    assert isinstance(await anext(tokens), Drawn | End)
-    closing = asyncio.create_task(engine.close())
+    try:
+        tokens = engine.generate(Generation(prompt=[1], max_tokens=50))
+        begun = asyncio.ensure_future(anext(tokens))
+        await gate.open_until(begun.done)
+        closing = asyncio.create_task(engine.close())
+        await asyncio.sleep(0)
+    finally:
+        gate.open()
     with pytest.raises(EngineLost):
         async for _ in tokens:
             pass
