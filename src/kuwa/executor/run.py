@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import inspect
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -19,6 +20,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
+from types import FrameType
 from urllib.parse import urlsplit
 
 from kuwa import __version__
@@ -35,6 +37,8 @@ from kuwa.wire.lease import Dialects, ExecutorState, Load, Registration
 from kuwa.wire.names import check_access_code, is_loopback
 
 DRAIN_S = 60.0
+# What is left after the drain, or after a second signal, ends by itself within this; then the process ends with it.
+STOP_S = 10.0
 # A setup that ends at once (or fails at once) need not be announced as starting.
 QUICK_SETUP_S = 0.3
 TOLD_S = 1.0
@@ -116,8 +120,11 @@ class _Life:
         self.given_up = loop.create_future()
         self.executor.on_give_up = self._gave_up
         self.signalled, self.cut = asyncio.Event(), asyncio.Event()
+        self._loop = loop
+        signal.signal(signal.SIGALRM, self._overdue)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
+            # Not the event loop's own handler: that one waits for a model's code which holds up the loop.
+            signal.signal(number, self._on_signal)
         try:
             self.server = ExecutorServer(self.executor)
         except SetupFailed as error:
@@ -133,9 +140,15 @@ class _Life:
                 await asyncio.to_thread(self.lease.close)
             http.close()
 
-    def _on_signal(self) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signals += 1
-        (self.signalled if self.signals == 1 else self.cut).set()
+        _alarm(DRAIN_S + STOP_S if self.signals == 1 else STOP_S)
+        self._loop.call_soon_threadsafe((self.signalled if self.signals == 1 else self.cut).set)
+
+    def _overdue(self, number: int, frame: FrameType | None) -> None:
+        """The last resort: a model's code neither ends nor can be cancelled."""
+        log.error("leaving: something of %s did not end when told to; cut", type(self.executor).__name__)
+        os._exit(Exit.CUT)
 
     async def _listen(self) -> Server:
         settings = self.settings
@@ -263,6 +276,8 @@ class _Life:
     async def _leave(self, http: Server, started: bool) -> int:
         """Tell the kernel, let the requests under way end, and stop."""
         self.leaving = True
+        if not self.signals:
+            _alarm(DRAIN_S + STOP_S)
         ended = True
         if started:
             running = self.server.slots.running
@@ -296,6 +311,11 @@ class _Life:
             return drain.result()
         drain.cancel()
         return False
+
+
+def _alarm(seconds: float) -> None:
+    """Have `_overdue` called after so long; the latest call counts."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 class _Rate:
