@@ -133,3 +133,17 @@ def test_several_losses_of_one_stream(stage: Stage, kernel: Kernel) -> None:
                 places.pop(0)
                 who_runs_it(kernel, executors).process.kill()
     assert text == whole(kernel, {**script, "delay": 0}, seed=3)
+
+
+def test_an_answer_longer_than_its_journal_ends_with_the_typed_error(stage: Stage, kernel: Kernel) -> None:
+    executors = replicas(stage, kernel)
+    script = {"id": "r", "tokens": 20_000, "delay": 0, "chunk": 10, "hang_after": 19_000}
+    kept = 0
+    with stream_chat(kernel.url, "oracle", "go", oracle=script) as stream:
+        events = stream.events()
+        while kept < 300_000:
+            kept += len(str(next(events)))
+        who_runs_it(kernel, executors).process.kill()
+        last = list(events)[-1]
+    assert last["error"]["code"] == "upstream_lost"
+    assert kernel.metric("kuwa_resumes_total", outcome="impossible") == 1

@@ -66,6 +66,7 @@ class Kernel:
             pool=self.pool,
             metrics=self.metrics,
             clock=clock,
+            first_token_s=settings.first_token_s,
         )
         self.openai = OpenAIRoutes(self.chat, ids)
         self.form_chat = FormChatRoutes(self.chat, ids)
@@ -106,6 +107,11 @@ class Kernel:
             # Executors renew within seconds; whoever comes before them waits instead of being turned away.
             self.dispatcher.expect_replicas(time.monotonic() + REJOIN_S)
         return await self.server.listen(settings.host, settings.port, inherited=inherited)
+
+    def refuse(self) -> None:
+        """Refuse new requests from this moment on. On an inherited socket the next kernel is to take them: there it
+        is `drain` that first stops accepting."""
+        self.chat.draining = self.settings.listen_fd < 0
 
     async def drain(self) -> bool:
         """Refuse new requests, let those under way end, and tell those that do not. Whether all ended in time."""
@@ -168,7 +174,7 @@ async def serve(settings: Settings) -> int:
     kernel_log.configure(settings.log_level)
     kernel = Kernel(settings)
     stopping = asyncio.Event()
-    with _signals(stopping, kernel.close):
+    with _signals(stopping, kernel.refuse, kernel.close):
         port = await kernel.listen()
         # The watch comes first: an executor's first renewal must find the clock running.
         watch = asyncio.create_task(kernel.watch.run(), name="kuwa-watch")
@@ -190,12 +196,14 @@ async def serve(settings: Settings) -> int:
 
 
 @contextmanager
-def _signals(stopping: asyncio.Event, at_once: Callable[[], None]) -> Generator[None]:
-    """The first SIGTERM or SIGINT sets `stopping`; the next one ends everything at once."""
+def _signals(stopping: asyncio.Event, at_first: Callable[[], None], at_once: Callable[[], None]) -> Generator[None]:
+    """The first SIGTERM or SIGINT calls `at_first` and sets `stopping`; the next one ends everything at once."""
 
     def stop() -> None:
         if stopping.is_set():
             at_once()
+        else:
+            at_first()
         stopping.set()
 
     loop = asyncio.get_running_loop()

@@ -21,7 +21,7 @@ import msgspec
 from kuwa.http.exchange import Exchange, HeaderPair
 from kuwa.http.framing import ResponseHead, unframe
 from kuwa.kernel.events import blocks_of, data_of, event_in, whole_events
-from kuwa.kernel.resume import MAX_JOURNAL_BYTES, Journal, Replay
+from kuwa.kernel.resume import Journal, Replay
 from kuwa.kernel.story import Signal
 from kuwa.kernel.translate import PassedOn, Translator, Usage
 from kuwa.wire import sse
@@ -144,6 +144,7 @@ class EventRelay(Relay):
         "_kept",
         "_ordinary",
         "_replay",
+        "_room",
         "_usage",
         "_usage_wanted",
     )
@@ -169,9 +170,11 @@ class EventRelay(Relay):
         self._journal = journal
         self._replay = replay
         self._kept: bytearray | None = None
+        self._room = 0
         if replay is not None and journal is not None:
             self.begun = True
             self._kept = journal.frames
+            self._room = journal.room
 
     def _accepted(self, head: ResponseHead) -> None:
         super()._accepted(head)
@@ -186,16 +189,18 @@ class EventRelay(Relay):
             kept = self._kept
             if kept is not None:
                 kept += frames
-                if len(kept) > MAX_JOURNAL_BYTES:
-                    self.forget()
+                if len(kept) > self._room:
+                    self._grow()
         else:
             self.on_data(unframe(frames), ended)
 
-    def forget(self) -> None:
-        """The journal has grown too large: give it up."""
-        self._kept = None
-        if self._journal is not None:
-            self._journal.drop()
+    def _grow(self) -> None:
+        """The journal wants more room; without it, nothing is kept any more."""
+        journal = self._journal
+        if journal is None or not journal.grow():
+            self._kept = None
+        else:
+            self._room = journal.room
 
     def _body(self, data: bytes, ended: bool) -> None:
         if self.outcome.fired:
@@ -271,8 +276,8 @@ class EventRelay(Relay):
         self._exchange.write(out)
         if self._kept is not None:
             self._kept += b"%x\r\n%b\r\n" % (len(out), out)
-            if len(self._kept) > MAX_JOURNAL_BYTES:
-                self.forget()
+            if len(self._kept) > self._room:
+                self._grow()
 
     def _learn(self, events: bytes) -> None:
         """Remember how an ordinary event ends, so that reads ending like it need not be read."""
