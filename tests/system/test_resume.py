@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from typing import Any
 
 import pytest
 
-from calls import chat_body, post_json, stream_chat
+from calls import chat_body, old_chat, post_json, stream_chat
 from processes import REPOSITORY, Executor, Kernel, Stage, until
 
 ORACLE = str(REPOSITORY / "tests" / "oracle.py")
@@ -147,3 +148,20 @@ def test_an_answer_longer_than_its_journal_ends_with_the_typed_error(stage: Stag
         last = list(events)[-1]
     assert last["error"]["code"] == "upstream_lost"
     assert kernel.metric("kuwa_resumes_total", outcome="impossible") == 1
+
+
+def test_a_client_of_the_old_wire_sees_one_answer(stage: Stage, kernel: Kernel) -> None:
+    executors = replicas(stage, kernel)
+    asked = {"oracle_id": "r", "oracle_tokens": TOKENS, "oracle_delay": 0.01, "oracle_seeded": "true"}
+    modelfile = json.dumps([{"name": "parameter", "args": f"{key} {value}"} for key, value in asked.items()])
+    with old_chat(kernel.url, "oracle", "go", modelfile=modelfile) as stream:
+        text = b""
+        killed = False
+        for piece in stream.pieces():
+            text += piece
+            if not killed and text.count(b" ") >= 5:
+                killed = True
+                who_runs_it(kernel, executors).process.kill()
+    numbers = [token.partition("~")[0] for token in text.decode().split()]
+    assert numbers == [f"r.{number}" for number in range(TOKENS)]
+    assert kernel.metric("kuwa_resumes_total", outcome="resumed") == 1
