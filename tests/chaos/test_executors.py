@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from calls import chat, post_form, stream_chat
-from chaos.conftest import Row, Scale
+from chaos.conftest import Allowance, Row, Scale
 from crowd import Entry, arrive, ask, keep_asking, outcomes, percentile
 from processes import REPOSITORY, Executor, Kernel, Stage, until
 
@@ -36,7 +36,7 @@ async def soon(condition: Callable[[], bool], what: str, timeout_s: float) -> fl
 
 
 async def test_c1_executors_are_killed_one_after_another(
-    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: None
+    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: Allowance
 ) -> None:
     count = scale.of(600, 10_000)
     executors = [replica(stage, kernel, "--concurrency", "8") for _ in range(4)]
@@ -78,7 +78,7 @@ async def test_c1_executors_are_killed_one_after_another(
 
 
 def test_c2_a_stream_that_cannot_go_on_says_so_at_once(
-    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: None
+    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: Allowance
 ) -> None:
     times: list[float] = []
     port = stage.port()
@@ -96,7 +96,7 @@ def test_c2_a_stream_that_cannot_go_on_says_so_at_once(
 
 
 async def test_c3_streams_outlive_their_executors(
-    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: None
+    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: Allowance
 ) -> None:
     rounds = scale.of(3, 125)
     executors = [replica(stage, kernel) for _ in range(2)]
@@ -131,7 +131,7 @@ async def test_c3_streams_outlive_their_executors(
 
 
 async def test_c4_a_frozen_executor_is_left_alone_and_comes_back(
-    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: None
+    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: Allowance
 ) -> None:
     frozen, other = replica(stage, kernel), replica(stage, kernel)
     began = [
@@ -184,7 +184,7 @@ async def test_c4_a_slow_beginning_and_a_blocked_model_are_no_freeze(stage: Stag
 
 
 async def test_c7_executors_are_restarted_one_by_one(
-    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: None
+    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: Allowance
 ) -> None:
     executors = [replica(stage, kernel) for _ in range(scale.of(2, 4))]
     seconds = scale.of(6, 20)
@@ -228,7 +228,7 @@ def test_c18_the_newer_process_of_an_executor_wins(stage: Stage, kernel: Kernel,
 
 @pytest.mark.parametrize("place", [0, 3])
 async def test_c19_a_request_that_kills_kills_no_more_than_two(
-    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: None, place: int
+    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: Allowance, place: int
 ) -> None:
     executors = [replica(stage, kernel) for _ in range(4)]
     poison = {"tokens": 5, "exit_after": place}

@@ -29,6 +29,7 @@ from kuwa.wire.errors import (
     NotFound,
     RequestTimeout,
     RequestTooLarge,
+    TooManyConnections,
 )
 
 if TYPE_CHECKING:
@@ -42,14 +43,16 @@ MAX_MEMO = 1024
 MAX_MEMO_HEAD = 16 * 1024
 STALL_PROGRESS_BYTES = 1024
 LINGER_S = 3.0
+MAX_REFUSED = 32  # connections beyond the bound that are told so at once; others are cut
 
 _content_length = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,10})\r\n").search
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one server connection: bytes and seconds."""
+    """Bounds of one server connection: bytes and seconds. `connections`: how many there may be at once."""
 
+    connections: int = 1_000_000
     head_bytes: int = 32 * 1024
     head_count: int = 100
     body_bytes: int = 32 * 1024 * 1024
@@ -137,6 +140,11 @@ class ServerConnection(asyncio.Protocol):
         self.peer = _address(transport.get_extra_info("peername"))
         self.local = _address(transport.get_extra_info("sockname"))
         self.server.connections.add(self)
+        surplus = len(self.server.connections) - self.server.limits.connections
+        if surplus > MAX_REFUSED:
+            self.abort()
+        elif surplus > 0:
+            self._refuse(TooManyConnections("This server has as many connections as it may open files for."))
 
     def data_received(self, data: bytes) -> None:
         if self._closing:

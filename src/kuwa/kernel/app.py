@@ -19,9 +19,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from kuwa.http.connection import Limits
 from kuwa.http.exchange import Handler
 from kuwa.http.guard import HostGuard
-from kuwa.http.server import CannotListen, Server
+from kuwa.http.server import CannotListen, Server, connections_that_fit
 from kuwa.http.upstream import UpstreamPool, tls_context
 from kuwa.kernel import log as kernel_log
 from kuwa.kernel.api.errors import http_error, kuwa_error
@@ -92,7 +93,9 @@ class Kernel:
         )
         hot, cold = routes(self)
         app = WithRequestIds(application(cold), ids)
-        self.server = Server(hot=hot, app=app, guard=HostGuard(settings.allowed_hosts))
+        # Each may need a second connection, to its replica.
+        limits = Limits(connections=connections_that_fit(2))
+        self.server = Server(hot=hot, app=app, guard=HostGuard(settings.allowed_hosts), limits=limits)
         for upstream in settings.upstreams:
             authorization = f"Bearer {upstream.key}".encode() if upstream.key else b""
             self.registry.add_upstream(
