@@ -29,6 +29,7 @@ class Scale:
 
     full: bool
     soak_minutes: float
+    q8_streams: int = 100
 
     def of(self, short: int, full: int) -> int:
         return full if self.full else short
