@@ -100,7 +100,7 @@ def slow_reader(port: int) -> socket.socket:
             "model": "oracle",
             "stream": True,
             "messages": [{"role": "user", "content": "go"}],
-            "oracle": {"tokens": 100_000, "delay": 0, "chunk": 200},
+            "oracle": {"id": "x" * 2000, "tokens": 100_000, "delay": 0},
         }
     ).encode()
     client = socket.socket()
