@@ -121,21 +121,23 @@ async def test_c3_streams_outlive_their_executors(
         kills += 1
         entries += await asyncio.gather(*asked)
         executors[place] = await asyncio.to_thread(replica, stage, kernel, port=executors[place].port)
+        # A fifth of all requests may be sent again: these are the others.
+        entries += await keep_asking(kernel.port, 5 * at_once, 8, f"other{kills}.", tokens=1, delay=0.0)
         resumed = kernel.metric("kuwa_resumes_total")
         assert kills <= wanted, "streams are cut at all"
-    for entry in entries:
+    assert set(outcomes(entries)) == {"whole"}, outcomes(entries)
+    streams = [entry for entry in entries if entry.tokens == tokens]
+    for entry in streams:
         entry.check()
         if kind == "seeded":
             draws = [token.partition("~")[2] for token in entry.text.split()]
             assert draws == [hashlib.sha256(f"5/{number}".encode()).hexdigest()[:4] for number in range(tokens)]
-    gap = percentile([max(entry.gaps) for entry in entries], 0.99)
-    whole = outcomes(entries)["whole"]
+    gap = percentile([max(entry.gaps) for entry in streams], 0.99)
     row(
         f"C3 streams resumed, {kind}",
-        f"{len(entries)} streams, {resumed:g} of them cut by {kills} kills",
-        f"{whole} whole and as without it, gap p99 {gap:.2f} s",
+        f"{len(streams)} streams, {resumed:g} of them cut by {kills} kills",
+        f"all whole and as without it, gap p99 {gap:.2f} s",
     )
-    assert whole == len(entries), outcomes(entries)
     assert kernel.metric("kuwa_resumes_total", outcome="resumed") == resumed
     assert gap <= (1 if scale.full else 3) + tokens * delay_s
 
