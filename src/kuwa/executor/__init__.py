@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kuwa.executor.base import LLMExecutor, NotBuiltYet, SetupFailed
-    from kuwa.executor.chunks import Chunk, Finish, RawEvent, RawEvents, Reasoning, Text, ToolCallDelta, Usage
+    from kuwa.executor.chunks import Chunk, Finish, Progress, RawEvent, RawEvents, Reasoning, Text, ToolCallDelta, Usage
     from kuwa.executor.modelfile import Modelfile
     from kuwa.executor.request import Embeddings, EmbedRequest, Ranking, Request, RerankRequest
 
@@ -24,6 +24,7 @@ __all__ = [
     "LLMExecutor",
     "Modelfile",
     "NotBuiltYet",
+    "Progress",
     "Ranking",
     "RawEvent",
     "RawEvents",
@@ -38,7 +39,7 @@ __all__ = [
 
 _HOMES = {
     "base": ("LLMExecutor", "NotBuiltYet", "SetupFailed"),
-    "chunks": ("Chunk", "Finish", "RawEvent", "RawEvents", "Reasoning", "Text", "ToolCallDelta", "Usage"),
+    "chunks": ("Chunk", "Finish", "Progress", "RawEvent", "RawEvents", "Reasoning", "Text", "ToolCallDelta", "Usage"),
     "modelfile": ("Modelfile",),
     "request": ("EmbedRequest", "Embeddings", "Ranking", "Request", "RerankRequest"),
 }

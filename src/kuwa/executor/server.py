@@ -19,6 +19,7 @@ import msgspec
 
 from kuwa.executor.answer import Answer, Events, RawText, Whole
 from kuwa.executor.base import LLMExecutor
+from kuwa.executor.chunks import Progress
 from kuwa.executor.compute import Compute
 from kuwa.executor.figures import Figures
 from kuwa.executor.intake import Intake
@@ -52,6 +53,9 @@ State = Literal["starting", "ready", "draining"]
 # A generator that never waits for anything would keep everybody else from being served.
 YIELD_S = 0.005
 ABORT_TIMEOUT_S = 5.0
+# Between two comments that say that a request is still computed. The first one commits the status 200, so that whoever
+# refuses a request should have done so before.
+PROGRESS_S = 2.0
 
 _EVENT_STREAM: HeaderPair = (b"content-type", b"text/event-stream; charset=utf-8")
 _JSON: HeaderPair = (b"content-type", b"application/json")
@@ -401,16 +405,20 @@ class Job:
         self.request, self._answer = request, answer
         loop = asyncio.get_running_loop()
         exchange, server, streamed = self.exchange, self.server, not isinstance(answer, Whole)
-        began = yielded = loop.time()
+        began = yielded = told = loop.time()
         first = 0.0
         chunks = server.compute.open(request)
         try:
             async for chunk in chunks:
+                if type(chunk) is Progress:
+                    if loop.time() - told < PROGRESS_S:
+                        continue
+                    told = loop.time()
                 data = answer.take(chunk)
                 if self.cancelled:
                     raise asyncio.CancelledError
                 server.chunks += 1
-                if not first:
+                if not first and type(chunk) is not Progress:
                     first = loop.time()
                 if data:
                     if not exchange.started:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import socket
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import httptools
 
@@ -29,6 +30,7 @@ from kuwa.wire.errors import (
     NotFound,
     RequestTimeout,
     RequestTooLarge,
+    TooManyConnections,
 )
 
 if TYPE_CHECKING:
@@ -42,18 +44,21 @@ MAX_MEMO = 1024
 MAX_MEMO_HEAD = 16 * 1024
 STALL_PROGRESS_BYTES = 1024
 LINGER_S = 3.0
+MAX_UNSENT_BYTES = 64 * 1024
+MAX_REFUSED = 32  # connections beyond the bound that are told so at once; others are cut
 
 _content_length = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,10})\r\n").search
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one server connection: bytes and seconds."""
+    """Bounds of one server connection: bytes and seconds. `connections`: how many there may be at once."""
 
+    connections: int = 1_000_000
     head_bytes: int = 32 * 1024
     head_count: int = 100
     body_bytes: int = 32 * 1024 * 1024
-    write_buffer_bytes: int = 256 * 1024
+    write_buffer_bytes: int = 64 * 1024
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     idle_timeout_s: float = 75.0
@@ -134,9 +139,15 @@ class ServerConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=self.server.limits.write_buffer_bytes)
+        _keep_little_unsent(transport.get_extra_info("socket"))
         self.peer = _address(transport.get_extra_info("peername"))
         self.local = _address(transport.get_extra_info("sockname"))
         self.server.connections.add(self)
+        surplus = len(self.server.connections) - self.server.limits.connections
+        if surplus > MAX_REFUSED:
+            self.abort()
+        elif surplus > 0:
+            self._refuse(TooManyConnections("This server has as many connections as it may open files for."))
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
@@ -410,6 +421,14 @@ class ServerConnection(asyncio.Protocol):
         for waiter in waiters or ():
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _keep_little_unsent(connected: Any) -> None:
+    """Let the system hold no more than this for a client that does not read; by itself it takes mebibytes, and the
+    writer would hear of it only then. What is on its way is not counted, so that nobody is slowed down."""
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if option is not None and getattr(connected, "family", None) in (socket.AF_INET, socket.AF_INET6):
+        connected.setsockopt(socket.IPPROTO_TCP, option, MAX_UNSENT_BYTES)
 
 
 def not_found(exchange: Exchange) -> None:

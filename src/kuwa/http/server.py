@@ -16,6 +16,7 @@ from kuwa.http.guard import HostGuard
 
 BACKLOG = 4096
 SWEEP_S = 0.25
+OWN_FILES = 96  # what a process needs beside its connections, those that it refuses included
 
 T = TypeVar("T")
 
@@ -123,6 +124,22 @@ class Server:
             self.now = loop.time()
             for connection in list(self.connections):
                 connection.check(self.now)
+
+
+def connections_that_fit(files_each: int) -> int:
+    """How many connections a server can take where each needs so many files. Lets the process open as many files as
+    it may."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such bound
+        return Limits.connections
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard and hard != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    if soft == resource.RLIM_INFINITY:
+        return Limits.connections
+    return max(1, (soft - OWN_FILES) // files_each)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

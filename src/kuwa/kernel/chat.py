@@ -23,8 +23,8 @@ from kuwa.kernel.policy import PolicyName, Trail
 from kuwa.kernel.quarantine import Quarantine
 from kuwa.kernel.queue import Ticket
 from kuwa.kernel.registry import Registry, Replica
-from kuwa.kernel.relay import Clock, EventRelay, Outcome, Relay
-from kuwa.kernel.resume import MAX_JOURNALS_BYTES, Journal, Replay
+from kuwa.kernel.relay import Clock, Outcome, Relay
+from kuwa.kernel.resume import Journal, Journals, Replay
 from kuwa.kernel.story import Signal, Story
 from kuwa.kernel.verdict import Verdict, judge
 from kuwa.wire import resume, sse
@@ -46,7 +46,6 @@ MAX_ATTEMPTS = 3
 MAX_RESUMES = 3
 PING_S = 10.0
 PROGRESS_S = 1.0
-FIRST_CONTENT_S = 120.0
 IDLE_S = 30.0
 TOTAL_S = 3600.0
 ABORT_TIMEOUT_S = 2.0
@@ -162,14 +161,24 @@ class Chat:
     """Serves every request that a model answers, of every dialect."""
 
     def __init__(
-        self, *, registry: Registry, dispatcher: Dispatcher, pool: UpstreamPool, metrics: Metrics, clock: Clock
+        self,
+        *,
+        registry: Registry,
+        dispatcher: Dispatcher,
+        pool: UpstreamPool,
+        metrics: Metrics,
+        clock: Clock,
+        first_token_s: float = 120.0,
     ) -> None:
+        """`first_token_s`: how long a replica may be silent before the first content; a comment is no silence."""
         self._registry = registry
         self._dispatcher = dispatcher
         self._pool = pool
         self._metrics = metrics
         self._clock = clock
         self._quarantine = Quarantine()
+        self._journals = Journals()
+        self._first_token_s = first_token_s
         self._calls: dict[str, Call] = {}
         self._unpaid: dict[str, Tally] = {}
         self._routes: dict[tuple[str, bytes, bytes, bool], Route] = {}
@@ -214,6 +223,8 @@ class Chat:
             request.dialect.fail(exchange, request, InternalError("The kernel failed; its log says why."))
         finally:
             del self._calls[request.id]
+            if call.journal is not None:
+                call.journal.drop()
         self._account(call, label, outcome)
 
     async def _answer(self, call: Call) -> Outcome:
@@ -223,8 +234,10 @@ class Chat:
             try:
                 async with self._slot(call) as replica:
                     outcome = await self._attempt(call, replica)
-            except NoReplica as error:
-                raise failure or error from failure
+            except NoReplica:
+                if failure is None:
+                    raise
+                raise self._last_word(call, failure) from failure
             verdict = judge(outcome, replica)
             if verdict.error is None:
                 self._went_well(call, replica)
@@ -239,8 +252,17 @@ class Chat:
             elif verdict.refused:
                 call.unheard += 1
             elif call.attempts - call.unheard >= MAX_ATTEMPTS:
-                raise failure
+                raise self._last_word(call, failure)
             call.ticket.excluded |= {replica.id}
+
+    def _last_word(self, call: Call, failure: KuwaError) -> KuwaError:
+        """What the client is told of attempts that failed: where no replica is well, to come again later."""
+        code = call.request.access_code
+        if call.relay is None or call.relay.begun:
+            return failure
+        if not all(replica.breaker.tripped for replica in self._registry.replicas(code)):
+            return failure
+        return NoReplica(f"Every executor of the model {code!r} is failing at present. {failure.message}")
 
     def _prepare_resume(self, call: Call, failure: KuwaError) -> None:
         """The client has part of an answer whose replica is lost: have the rest computed by one that is the same.
@@ -298,7 +320,7 @@ class Chat:
         route = self._route(outgoing, replica)
         body, replay, journal = outgoing.body, call.replay, None
         if replica.resumes and not request.whole:
-            journal = call.journal = call.journal or Journal()
+            journal = call.journal = call.journal or Journal(self._journals)
         if replay is not None:
             body = replay.request(body)
         message = self._message(route, request, body)
@@ -449,16 +471,11 @@ class Chat:
     # ---- asked from elsewhere ------------------------------------------------------------------------------
 
     def sweep(self, now: float) -> None:
-        """Enforce the deadlines of replicas, tell clients that they are not forgotten, bound what is kept; called a
-        few times a second."""
-        kept = 0
+        """Enforce the deadlines of replicas, tell clients that they are not forgotten; called a few times a second."""
         for call in list(self._calls.values()):
-            kept += call.kept_bytes
             self._check(call, now)
             if now - call.told_at > (PROGRESS_S if call.request.progress else PING_S):
                 self._tell(call, now)
-        if kept > MAX_JOURNALS_BYTES:
-            self._drop_journals(kept)
         self._quarantine.sweep(now)
 
     def _check(self, call: Call, now: float) -> None:
@@ -470,7 +487,7 @@ class Chat:
         elif now - call.started_at > TOTAL_S:
             relay.on_lost(UpstreamTimeout(f"The request took longer than {TOTAL_S:g} s."))
         elif not connection.paused:
-            limit = TOTAL_S if call.request.whole else IDLE_S if relay.first_content_at else FIRST_CONTENT_S
+            limit = TOTAL_S if call.request.whole else IDLE_S if relay.first_content_at else self._first_token_s
             if now - connection.since > limit:
                 relay.on_lost(UpstreamTimeout(f"The executor sent nothing for {limit:g} s."))
 
@@ -495,16 +512,6 @@ class Chat:
             if not exchange.started:
                 exchange.start(200, (*call.request.reply_headers, (b"content-type", b"text/event-stream")))
             exchange.write(sse.comment(text))
-
-    def _drop_journals(self, kept: int) -> None:
-        """All streams together are kept up to a bound: the longest are given up first."""
-        calls = sorted(self._calls.values(), key=lambda call: call.kept_bytes, reverse=True)
-        for call in calls:
-            if kept <= MAX_JOURNALS_BYTES:
-                return
-            kept -= call.kept_bytes
-            if isinstance(call.relay, EventRelay):
-                call.relay.forget()
 
     def cancel(self, request_id: str, principal: str) -> bool:
         """End the request with this id for whom it belongs to. Whether there was one of theirs."""

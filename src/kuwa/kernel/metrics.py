@@ -6,6 +6,7 @@ into Prometheus' text, together with what registry and dispatcher know at that m
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -184,7 +185,16 @@ class Collector:
         states = Counter(replica.state for replica in self._registry.all_replicas())
         for state in STATES:
             replicas.add_metric((state,), states[state])
-        yield from (depth, slots, replicas)
+        tasks = GaugeMetricFamily("kuwa_tasks", "Tasks of the kernel's event loop, the one that counts included.")
+        tasks.add_metric((), _tasks())
+        yield from (depth, slots, replicas, tasks)
+
+
+def _tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # no event loop runs here
+        return 0
 
 
 class Exposition:

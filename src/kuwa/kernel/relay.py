@@ -7,9 +7,9 @@ an attempt which fails before it can be made again elsewhere. There are three:
   until one has content; reads whose end is not that of an ordinary event are read event by event, which is where
   the usage event is withheld from clients that did not ask, and where the end of the answer is noted. What is sent
   is kept in a journal if the replica announced how to go on with the stream; a relay that goes on with one is
-  given the `Replay` that says what of it is new.
+  given the `Replay` that says what of it is new. `TextRelay` is the same for a client of the v1.0 wire.
 - `WholeRelay`: an answer in one piece, sent when it is complete.
-- `TranslatingRelay`: where client and replica speak different wires.
+- `TranslatingRelay`: from a replica of the v1.0 wire, whose text may be wanted as events.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import msgspec
 from kuwa.http.exchange import Exchange, HeaderPair
 from kuwa.http.framing import ResponseHead, unframe
 from kuwa.kernel.events import blocks_of, data_of, event_in, whole_events
-from kuwa.kernel.resume import MAX_JOURNAL_BYTES, Journal, Replay
+from kuwa.kernel.resume import Journal, Replay
 from kuwa.kernel.story import Signal
-from kuwa.kernel.translate import PassedOn, Translator, Usage
+from kuwa.kernel.translate import PassedOn, TextFromEvents, Translator, Usage
 from kuwa.wire import sse
 from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamLost
 from kuwa.wire.resume import announcement_in
@@ -144,6 +144,7 @@ class EventRelay(Relay):
         "_kept",
         "_ordinary",
         "_replay",
+        "_room",
         "_usage",
         "_usage_wanted",
     )
@@ -169,9 +170,11 @@ class EventRelay(Relay):
         self._journal = journal
         self._replay = replay
         self._kept: bytearray | None = None
+        self._room = 0
         if replay is not None and journal is not None:
             self.begun = True
             self._kept = journal.frames
+            self._room = journal.room
 
     def _accepted(self, head: ResponseHead) -> None:
         super()._accepted(head)
@@ -186,16 +189,18 @@ class EventRelay(Relay):
             kept = self._kept
             if kept is not None:
                 kept += frames
-                if len(kept) > MAX_JOURNAL_BYTES:
-                    self.forget()
+                if len(kept) > self._room:
+                    self._grow()
         else:
             self.on_data(unframe(frames), ended)
 
-    def forget(self) -> None:
-        """The journal has grown too large: give it up."""
-        self._kept = None
-        if self._journal is not None:
-            self._journal.drop()
+    def _grow(self) -> None:
+        """The journal wants more room; without it, nothing is kept any more."""
+        journal = self._journal
+        if journal is None or not journal.grow():
+            self._kept = None
+        else:
+            self._room = journal.room
 
     def _body(self, data: bytes, ended: bool) -> None:
         if self.outcome.fired:
@@ -228,6 +233,8 @@ class EventRelay(Relay):
             data = data_of(new)
             event = event_in(data)
             if event is None:
+                if not (data or self.begun):
+                    continue  # a comment: a sign of life, which has been noticed
                 self._done = self._done or data == sse.DONE
             else:
                 if event.error is not None:
@@ -268,11 +275,11 @@ class EventRelay(Relay):
             return
         if not self._finished:
             self._learn(out)
-        self._exchange.write(out)
+        self._send(out)
         if self._kept is not None:
             self._kept += b"%x\r\n%b\r\n" % (len(out), out)
-            if len(self._kept) > MAX_JOURNAL_BYTES:
-                self.forget()
+            if len(self._kept) > self._room:
+                self._grow()
 
     def _learn(self, events: bytes) -> None:
         """Remember how an ordinary event ends, so that reads ending like it need not be read."""
@@ -286,8 +293,48 @@ class EventRelay(Relay):
         if not (self._finished or self._done) or not self.begun or self._replay is not None:
             self._fail(UpstreamLost("The replica ended its answer without finishing it."))
             return
-        self._exchange.end(b"" if self._done else sse.DONE_EVENT)
+        self._close()
         self.outcome.fire(Outcome(delivered=True, usage=self._usage))
+
+    def _send(self, events: bytes) -> None:
+        self._exchange.write(events)
+
+    def _close(self) -> None:
+        self._exchange.end(b"" if self._done else sse.DONE_EVENT)
+
+
+class TextRelay(EventRelay):
+    """OpenAI events to a client of the v1.0 wire, which gets their text. The journal keeps the events."""
+
+    takes_comments = False
+
+    __slots__ = ("_text",)
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        headers: tuple[HeaderPair, ...],
+        clock: Clock,
+        *,
+        journal: Journal | None = None,
+        replay: Replay | None = None,
+    ) -> None:
+        super().__init__(exchange, headers, clock, include_usage=False, journal=journal, replay=replay)
+        self._text = TextFromEvents()
+
+    def _accepted(self, head: ResponseHead) -> None:
+        """The client's content type is not the replica's; what is no stream of events shows in the text."""
+
+    def on_frames(self, frames: bytes, ended: bool) -> None:
+        self.on_data(unframe(frames), ended)
+
+    def _send(self, events: bytes) -> None:
+        text = self._text.feed(events)
+        if text:
+            self._exchange.write(text)
+
+    def _close(self) -> None:
+        self._exchange.end()
 
 
 class WholeRelay(Relay):

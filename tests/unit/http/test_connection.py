@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kuwa.http.connection import Limits, ServerConnection
+from kuwa.http.connection import MAX_REFUSED, Limits, ServerConnection
 from kuwa.http.exchange import Exchange
 from kuwa.http.server import Server
 from unit.http.transport import Transport
@@ -279,3 +279,19 @@ async def test_a_draining_server_lets_requests_end_and_closes_after_them() -> No
     idle = Client()
     idle.connection.close_if_idle()
     assert cast("Transport", idle.transport).closed
+
+
+def test_one_connection_too_many_is_told_so_and_many_too_many_are_cut() -> None:
+    server = Server(hot={"/hot": echo}, limits=Limits(connections=1))
+    answers: list[tuple[bytes, bool]] = []
+    for _ in range(2 + MAX_REFUSED):
+        transport = Transport()
+        ServerConnection(server).connection_made(transport)
+        answers.append((transport.written, transport.aborted))
+    assert answers[0] == (b"", False)
+    for written, aborted in answers[1:-1]:
+        assert written.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1\r\n" in written
+        assert b'"code":"too_many_connections"' in written
+        assert not aborted
+    assert answers[-1] == (b"", True)

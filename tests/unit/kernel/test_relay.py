@@ -14,8 +14,8 @@ from kuwa.http.connection import ServerConnection
 from kuwa.http.exchange import Exchange
 from kuwa.http.framing import ChunkDecoder, ResponseHead, whole_chunks
 from kuwa.http.server import Server
-from kuwa.kernel.relay import EventRelay, Outcome, Refusal, Relay, TranslatingRelay, WholeRelay
-from kuwa.kernel.translate import CompletionFromText, EventsFromText, TextFromEvents
+from kuwa.kernel.relay import EventRelay, Outcome, Refusal, Relay, TextRelay, TranslatingRelay, WholeRelay
+from kuwa.kernel.translate import CompletionFromText, EventsFromText
 from kuwa.wire.errors import BadUpstream, UpstreamLost
 from kuwa.wire.sse import SseReader
 from unit.http.transport import Transport
@@ -126,10 +126,19 @@ def test_an_answer_arrives_byte_for_byte_however_it_is_read(cuts: list[int], inc
 def test_nothing_is_sent_before_the_first_content() -> None:
     client = Client()
     relay = relay_to(client)
-    feed(relay, [b": r fingerprint\n\n", ROLE, b": ping\n\n"], end=False)
+    feed(relay, [ROLE], end=False)
     assert client.transport.written == b""
     feed(relay, [WORDS[0]], end=False)
-    assert client.body == b": r fingerprint\n\n" + ROLE + b": ping\n\n" + WORDS[0]
+    assert client.body == ROLE + WORDS[0]
+
+
+def test_comments_before_the_first_content_are_signs_of_life_and_nothing_to_keep() -> None:
+    client = Client()
+    relay = relay_to(client)
+    feed(relay, [ROLE, *([b": computing 1/2\n\n"] * 10_000)], end=False)
+    assert client.transport.written == b""
+    feed(relay, [WORDS[0]], end=False)
+    assert client.body == ROLE + WORDS[0]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +278,7 @@ def test_a_whole_answer_that_is_no_json_object_is_never_passed_on(body: bytes) -
 
 def test_events_become_the_raw_text_of_the_old_wire() -> None:
     client = Client()
-    relay = TranslatingRelay(client.exchange, (), Clock(), TextFromEvents())
+    relay = TextRelay(client.exchange, (), Clock())
     relay.on_head(EVENTS)
     feed(relay, ANSWER)
     assert client.body.decode() == 'Hello 世界 😀 "finish_reason":null usage\n\n'
@@ -278,7 +287,7 @@ def test_events_become_the_raw_text_of_the_old_wire() -> None:
 
 def test_a_cut_stream_of_events_is_no_complete_text() -> None:
     client = Client()
-    relay = TranslatingRelay(client.exchange, (), Clock(), TextFromEvents())
+    relay = TextRelay(client.exchange, (), Clock())
     relay.on_head(EVENTS)
     feed(relay, [ROLE, WORDS[0], b""])
     assert isinstance(outcome_of(relay).error, UpstreamLost)

@@ -17,9 +17,9 @@ from kuwa.kernel.api.openai import FORM, JSON, forwarded_headers, principal_of, 
 from kuwa.kernel.chat import Chat, ChatRequest, Outgoing
 from kuwa.kernel.policy import PolicyName, Trail
 from kuwa.kernel.registry import Replica
-from kuwa.kernel.relay import Clock, Relay, TranslatingRelay
+from kuwa.kernel.relay import Clock, Relay, TextRelay, TranslatingRelay
 from kuwa.kernel.resume import Journal, Replay
-from kuwa.kernel.translate import PlainText, TextFromEvents, body_for_upstream
+from kuwa.kernel.translate import PlainText, body_for_upstream
 from kuwa.wire import form as form_wire
 from kuwa.wire.errors import ContextLengthExceeded, KuwaError
 from kuwa.wire.names import RequestIds
@@ -52,9 +52,10 @@ class FormDialect:
         journal: Journal | None,
         replay: Replay | None,
     ) -> Relay:
-        """Raw text is not kept: a stream of this wire ends with the replica that began it."""
-        translator = TextFromEvents() if replica.wire == "openai" else PlainText()
-        return TranslatingRelay(exchange, (*request.reply_headers, *TEXT), clock, translator)
+        headers = (*request.reply_headers, *TEXT)
+        if replica.wire == "openai":
+            return TextRelay(exchange, headers, clock, journal=journal, replay=replay)
+        return TranslatingRelay(exchange, headers, clock, PlainText())
 
     def fail(self, exchange: Exchange, request: ChatRequest, error: KuwaError) -> None:
         """The real status with the error's text; in a stream that has begun, the text that old front ends know."""
