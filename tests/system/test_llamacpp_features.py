@@ -11,6 +11,7 @@ import json
 import os
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,8 +19,8 @@ from typing import Any
 import pytest
 
 from calls import Answer, chat, chat_text, old_chat, post_json, stream_chat
-from kuwa.builtin.llamacpp.maker import make_adapter, make_projector, make_scripted, make_tiny
-from processes import Executor, Kernel, Stage
+from kuwa.builtin.llamacpp.maker import TINY, make_adapter, make_projector, make_random, make_scripted, make_tiny
+from processes import Executor, Kernel, Stage, metric, until
 
 SCHEMAS = int(os.environ.get("SCHEMAS", "25"))
 
@@ -556,3 +557,26 @@ def test_a_second_turn_reuses_what_the_first_one_read(stage: Stage, models: Path
     usage = post_json(url, {"model": "m", "messages": turns, "max_tokens": 1}).json()["usage"]
     assert first["usage"]["prompt_tokens"] > 500
     assert usage["prompt_tokens_details"]["cached_tokens"] >= 0.95 * first["usage"]["prompt_tokens"]
+
+
+def test_each_conversation_finds_its_prefix_again_with_two_replicas(stage: Stage, tmp_path: Path) -> None:
+    """Some conversations of 2,000 tokens take their turns in between each other, as they do for a crowd of users."""
+    make_random(tmp_path / "m.gguf", replace(TINY, context=4096))
+    kernel = stage.kernel("--policy", "m=prefix")
+    flags = ("--concurrency", "2", "--context_window", "4096")
+    replicas = [start(stage, tmp_path / "m.gguf", *flags, kernel=kernel) for _ in range(2)]
+    until(lambda: kernel.ready("m", replicas=2), "both replicas were ready")
+    url = kernel.url + "/v1/chat/completions"
+    system = {"role": "system", "content": "You answer briefly."}
+    talks = [[system, {"role": "user", "content": f"{number} " + "kuwa " * 1000}] for number in range(8)]
+    read = [0] * len(talks)
+    for turn in range(3):
+        for number, turns in enumerate(talks):
+            answer = post_json(url, {"model": "m", "messages": turns, "max_tokens": 6, "ignore_eos": True}).json()
+            usage = answer["usage"]
+            assert not turn or usage["prompt_tokens_details"]["cached_tokens"] >= 0.95 * read[number], (turn, usage)
+            read[number] = usage["prompt_tokens"]
+            turns += [answer["choices"][0]["message"], {"role": "user", "content": f"and then {turn}?"}]
+    assert min(read) > 2000, read
+    answered = [metric(each.get("/metrics").text, "vllm:request_success_total") for each in replicas]
+    assert all(answered), answered
