@@ -27,6 +27,8 @@ import msgspec
 LOAD_FAILED = 4
 """The exit status after llama.cpp has refused the model."""
 LOOK_EVERY_S = 0.05
+WARNINGS, ALL_IT_DOES = 2, 3
+"""What llama.cpp logs; of the second a dozen lines for each request."""
 
 
 class Adapter(msgspec.Struct, frozen=True):
@@ -65,6 +67,7 @@ class ChildConfig(msgspec.Struct, frozen=True, kw_only=True):
     slot_folder: str = ""
     server: str = ""
     environment: dict[str, str] = {}
+    verbose: bool = False
     parent: int = 0
     api_key: str = ""
 
@@ -164,6 +167,7 @@ def _parameters(config: ChildConfig, xllamacpp: Any) -> Any:
     parameters.port = 0
     parameters.api_keys = [config.api_key]
     parameters.ui = False
+    parameters.verbosity = ALL_IT_DOES if config.verbose else WARNINGS
     parameters.n_parallel = config.slots
     parameters.n_ctx = config.context * config.slots  # llama.cpp splits it evenly over its slots
     parameters.n_batch, parameters.n_ubatch = config.batch, config.ubatch
