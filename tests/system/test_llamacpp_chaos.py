@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -135,7 +136,7 @@ def _kill_one_engine(executors: list[Executor], random: Random) -> None:
     if random.random() < 0.8:
         until(lambda: all(map(_serves, executors)), "the engines were ready", timeout_s=60)
     time.sleep(random.uniform(0, 0.8))  # the moment of the kill, not a wait for anything
-    psutil.Process(pid).kill()
+    os.kill(pid, signal.SIGKILL)
     until(lambda: _child(executor) != pid, "the engine was gone")
 
 
@@ -144,8 +145,11 @@ def _serves(executor: Executor) -> bool:
 
 
 def _child(executor: Executor) -> int | None:
-    children = psutil.Process(executor.process.pid).children()
-    return children[0].pid if children and children[0].status() != psutil.STATUS_ZOMBIE else None
+    try:
+        alive = [c for c in psutil.Process(executor.process.pid).children() if c.status() != psutil.STATUS_ZOMBIE]
+    except psutil.NoSuchProcess:  # it went while it was looked at
+        return None
+    return alive[0].pid if alive else None
 
 
 def test_damaged_files_end_in_an_answer_or_in_one_clear_error_and_the_kernel_never_notices(
