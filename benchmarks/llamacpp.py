@@ -125,15 +125,13 @@ def show(at_once: int, pairs: Pairs) -> None:
     share = sum(b.own_cpu_s for _, b in pairs) / sum(b.cpu_s for _, b in pairs)
     a_speed, b_speed = (statistics.median(pair[i].speed for pair in pairs) for i in (0, 1))
     a_first, b_first = (statistics.median(pair[i].first_s for pair in pairs) * 1000 for i in (0, 1))
-    print(
-        f"| {at_once} | {a_speed:.1f} | {b_speed:.1f} | {ratio:.3f} | {by_cpu(pairs):.3f} | {a_first:.0f} | {b_first:.0f} | {added:+.1f} | "
-        f"{share:.2%} |",
-        flush=True,
-    )
+    cells = [str(at_once), f"{a_speed:.1f}", f"{b_speed:.1f}", f"{ratio:.3f}", f"{by_cpu(pairs):.3f}"]
+    cells += [f"{a_first:.0f}", f"{b_first:.0f}", f"{added:+.1f}", f"{share:.2%}"]
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def by_cpu(pairs: Pairs) -> float:
-    """The ratio of tokens per second of CPU time: the speeds' own ratio on a quiet machine, and holds on a busy one."""
+    """The ratio of tokens per second of CPU time, which holds on a busy machine too."""
     return statistics.median(a.cpu_s / b.cpu_s for a, b in pairs)
 
 
