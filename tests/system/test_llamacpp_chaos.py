@@ -109,7 +109,7 @@ def test_random_kills_of_the_engine_under_load_leave_no_client_hanging(
     random = Random(11)  # noqa: S311 - no secret
     try:
         for _ in range(KILLS):
-            _kill_one_engine(executors, random)
+            _kill_one_engine(kernel, executors, random)
     finally:
         enough.set()
         for client in clients:
@@ -129,19 +129,15 @@ def test_random_kills_of_the_engine_under_load_leave_no_client_hanging(
     assert kernel.idle("m")
 
 
-def _kill_one_engine(executors: list[Executor], random: Random) -> None:
-    """Kill one child: mostly while all of them serve, sometimes while it or another one loads."""
+def _kill_one_engine(kernel: Kernel, executors: list[Executor], random: Random) -> None:
+    """Kill one child: mostly while all of them are given requests, sometimes while it or another one loads."""
     executor = random.choice(executors)
     pid = until(lambda: _child(executor), "the engine ran", timeout_s=60)
     if random.random() < 0.8:
-        until(lambda: all(map(_serves, executors)), "the engines were ready", timeout_s=60)
+        until(lambda: kernel.ready("m", replicas=len(executors)), "all replicas were ready", timeout_s=60)
     time.sleep(random.uniform(0, 0.8))  # the moment of the kill, not a wait for anything
     os.kill(pid, signal.SIGKILL)
     until(lambda: _child(executor) != pid, "the engine was gone")
-
-
-def _serves(executor: Executor) -> bool:
-    return fetch(executor.url + "/health").status == 204
 
 
 def _child(executor: Executor) -> int | None:

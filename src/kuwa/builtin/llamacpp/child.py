@@ -93,7 +93,7 @@ def _run_package(config: ChildConfig) -> int:
     _leave_at_end(lambda: None)
     xllamacpp: Any = import_module("xllamacpp")
     try:
-        server = xllamacpp.Server(_parameters(config, xllamacpp))
+        server = xllamacpp.Server(package_parameters(config, xllamacpp))
     except Exception as error:  # noqa: BLE001 - llama.cpp throws anything
         sys.stderr.write(f"llama.cpp could not load the model: {error}\n")
         return LOAD_FAILED
@@ -159,7 +159,7 @@ def server_arguments(config: ChildConfig, port: int) -> list[str]:
     return arguments
 
 
-def _parameters(config: ChildConfig, xllamacpp: Any) -> Any:
+def package_parameters(config: ChildConfig, xllamacpp: Any) -> Any:
     """xllamacpp's own defaults, changed as `config` wants them."""
     parameters = xllamacpp.CommonParams()
     parameters.model.path = config.model_path
