@@ -18,12 +18,13 @@ help:
 	@echo "Kuwa: one front door for every language model you have"
 	@echo
 	@echo "  make run                     start the kernel with the models debug, dummy and welcome"
-	@echo "  make run MODEL=file.gguf     serve that GGUF file too"
+	@echo "  make run MODEL=file.gguf     serve that GGUF file too; or one of the hub: MODEL='hf://owner/repo?file.gguf'"
 	@echo "  make run PORT=9100           listen there instead of on 9000"
 	@echo "  make test                    check style, types and layering, then run every test"
 	@echo "  make test TESTS=tests/unit   the same, with only these tests"
 	@echo "  make chaos                   kill, freeze, flood and restart everything; prints what held"
-	@echo "  make chaos-llamacpp          kill llama.cpp 200 times, serve 100 damaged files, keep to 1,000 schemas"
+	@echo "  make chaos-llamacpp          kill llama.cpp 200 times, serve 100 damaged files, keep to 1,000 schemas, and"
+	@echo "                               hold the contract with a model of half a billion parameters (half an hour)"
 	@echo "  make bench                   measure the kernel beside nginx"
 	@echo "  make bench-peers             the same beside every other gateway, all workloads (an hour)"
 	@echo "  make peers                   install LiteLLM into .venv-litellm and test behind it (minutes)"
@@ -44,7 +45,13 @@ test: $(VENV)/dev-installed
 chaos: $(VENV)/dev-installed
 	$(BIN)/pytest tests/chaos --full_chaos --soak_minutes $(SOAK_MINUTES) --timeout 7200 $(TESTS)
 
+# The model is random, 530 MB; the benchmark uses the same file.
+HALF_BILLION := $(HOME)/.cache/kuwa/benchmarks/half-billion.gguf
+
 chaos-llamacpp: $(VENV)/dev-installed
+	test -f $(HALF_BILLION) || $(BIN)/python -m kuwa.builtin.llamacpp.maker half-billion $(HALF_BILLION)
+	$(BIN)/pytest tests/contract \
+	    --executor 'llamacpp --model_path $(HALF_BILLION) --temperature 0 --max_tokens 24' --timeout 600
 	KILLS=200 MUTANTS=100 SCHEMAS=1000 $(BIN)/pytest -s tests/system/test_llamacpp_chaos.py \
 	    tests/system/test_llamacpp_features.py -k 'kills or damaged or random_json'
 

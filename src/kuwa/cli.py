@@ -93,13 +93,15 @@ def _secrets(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _up(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from kuwa.fleet.config import Settings, folders, language
+    from kuwa.fleet.config import ON_THE_HUB, Settings, folders, language
     from kuwa.fleet.up import up
 
-    models: list[Path] = args.model
+    models: list[str] = args.model
     settings = Settings(
         port=args.port,
-        models=tuple(path.expanduser().absolute() for path in models),
+        models=tuple(
+            given if given.startswith(ON_THE_HUB) else str(Path(given).expanduser().absolute()) for given in models
+        ),
         defaults=not args.no_defaults,
         folders=folders(environ, Path.home()),
         language=language(environ),
@@ -152,10 +154,9 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     up.add_argument(
         "--model",
         action="append",
-        type=Path,
         default=[],
         metavar="PATH.gguf",
-        help="serve this GGUF file too; may be repeated",
+        help="serve this GGUF file too, or one of the hub: hf://REPO?FILE; may be repeated",
     )
     up.add_argument(
         "--port",

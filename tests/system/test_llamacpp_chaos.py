@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ CLIENTS = 4
 ANSWER_TIMEOUT_S = 60.0
 LOAD_FAILED = 4
 TYPED = {"engine_lost", "upstream_lost", "no_replica", "bad_upstream", "queue_full"}
+TYPED |= {"request_quarantined"}  # of a request whose second engine was killed too
 
 pytestmark = pytest.mark.timeout(60 + 6 * KILLS + 10 * MUTANTS)
 
@@ -42,10 +44,12 @@ class Client(threading.Thread):
         self.ended: dict[str, int] = {}
         self.wrong: list[str] = []
         self.longest_s = 0.0
+        self.asked = 0
 
     def run(self) -> None:
         while not self.enough.is_set():
             began = time.monotonic()
+            self.asked += 1
             try:
                 how = self._stream() if self.random.random() < 0.7 else self._whole()
             except (OSError, http.client.HTTPException, AssertionError, ValueError) as error:
@@ -58,7 +62,7 @@ class Client(threading.Thread):
 
     def _stream(self) -> str:
         tokens = self.random.choice([20, 4000])
-        with stream_chat(self.url, "m", "hi", max_tokens=tokens) as stream:
+        with stream_chat(self.url, "m", self._question(), max_tokens=tokens) as stream:
             if stream.status != 200:
                 return self._refused(json.loads(stream.read()))
             text, reason = "", ""
@@ -74,23 +78,30 @@ class Client(threading.Thread):
         return "whole"
 
     def _whole(self) -> str:
-        answer = chat(self.url, "m", "hi", max_tokens=20)
+        answer = chat(self.url, "m", self._question(), max_tokens=20)
         if answer.status != 200:
             return self._refused(answer.json())
         assert TEXT.startswith(answer.json()["choices"][0]["message"]["content"].rstrip("\ufffd"))
         return "whole"
+
+    def _question(self) -> str:
+        """Each one is new: a question that two engines died of is refused for a while."""
+        return f"{self.name}: {self.asked}"
 
     def _refused(self, body: dict[str, dict[str, str]]) -> str:
         assert body["error"]["code"] in TYPED, body
         return body["error"]["code"]
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
 def test_random_kills_of_the_engine_under_load_leave_no_client_hanging(
-    stage: Stage, kernel: Kernel, tmp_path: Path
+    stage: Stage, kernel: Kernel, tmp_path: Path, replicas: int
 ) -> None:
+    """With a second replica most streams are gone on with there."""
     make_scripted(tmp_path / "m.gguf", TEXT)
-    flags = ("--model_path", str(tmp_path / "m.gguf"), "--context_window", "8192")
-    executor = stage.executor("llamacpp", *flags, kernel=kernel, access_code="m")
+    flags = ("--model_path", str(tmp_path / "m.gguf"), "--context_window", "8192", "--seed", "1")
+    executors = [stage.executor("llamacpp", *flags, kernel=kernel, access_code="m") for _ in range(replicas)]
+    until(lambda: kernel.ready("m", replicas=replicas), "all replicas were ready")
     enough = threading.Event()
     clients = [Client(kernel.url, seed, enough) for seed in range(CLIENTS)]
     for client in clients:
@@ -98,12 +109,7 @@ def test_random_kills_of_the_engine_under_load_leave_no_client_hanging(
     random = Random(11)  # noqa: S311 - no secret
     try:
         for _ in range(KILLS):
-            pid = until(lambda: _child(executor), "the engine ran", timeout_s=60)
-            if random.random() < 0.8:
-                until(lambda: fetch(executor.url + "/health").status == 204, "the engine was ready", timeout_s=60)
-            enough.wait(random.uniform(0, 0.8))
-            psutil.Process(pid).kill()
-            until(lambda pid=pid: _child(executor) != pid, "the engine was gone")
+            _kill_one_engine(kernel, executors, random)
     finally:
         enough.set()
         for client in clients:
@@ -114,16 +120,32 @@ def test_random_kills_of_the_engine_under_load_leave_no_client_hanging(
     for client in clients:
         for how, count in client.ended.items():
             total[how] = total.get(how, 0) + count
-    print(f"{KILLS} kills, longest answer {max(c.longest_s for c in clients):.1f} s: {total}")  # noqa: T201
+    resumed = kernel.metric("kuwa_resumes_total", outcome="resumed")
+    longest_s = max(client.longest_s for client in clients)
+    print(f"{KILLS} kills, {replicas} replicas, longest answer {longest_s:.1f} s, {resumed:g} resumed: {total}")  # noqa: T201
     assert total["whole"] > 0
-    assert total.get("engine_lost", 0) > 0
+    assert resumed > 0 if replicas > 1 else total.get("engine_lost", 0) > 0
     until(lambda: chat(kernel.url, "m", "hi", max_tokens=3).status == 200, "it serves again", timeout_s=60)
     assert kernel.idle("m")
 
 
+def _kill_one_engine(kernel: Kernel, executors: list[Executor], random: Random) -> None:
+    """Kill one child: mostly while all of them are given requests, sometimes while it or another one loads."""
+    executor = random.choice(executors)
+    pid = until(lambda: _child(executor), "the engine ran", timeout_s=60)
+    if random.random() < 0.8:
+        until(lambda: kernel.ready("m", replicas=len(executors)), "all replicas were ready", timeout_s=60)
+    time.sleep(random.uniform(0, 0.8))  # the moment of the kill, not a wait for anything
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: _child(executor) != pid, "the engine was gone")
+
+
 def _child(executor: Executor) -> int | None:
-    children = psutil.Process(executor.process.pid).children()
-    return children[0].pid if children and children[0].status() != psutil.STATUS_ZOMBIE else None
+    try:
+        alive = [c for c in psutil.Process(executor.process.pid).children() if c.status() != psutil.STATUS_ZOMBIE]
+    except psutil.NoSuchProcess:  # it went while it was looked at
+        return None
+    return alive[0].pid if alive else None
 
 
 def test_damaged_files_end_in_an_answer_or_in_one_clear_error_and_the_kernel_never_notices(

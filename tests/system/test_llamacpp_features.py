@@ -11,6 +11,7 @@ import json
 import os
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,8 +19,16 @@ from typing import Any
 import pytest
 
 from calls import Answer, chat, chat_text, old_chat, post_json, stream_chat
-from kuwa.builtin.llamacpp.maker import make_adapter, make_projector, make_scripted, make_tiny
-from processes import Executor, Kernel, Stage
+from kuwa.builtin.llamacpp.maker import (
+    TINY,
+    make_adapter,
+    make_ears,
+    make_projector,
+    make_random,
+    make_scripted,
+    make_tiny,
+)
+from processes import Executor, Kernel, Stage, metric, until
 
 SCHEMAS = int(os.environ.get("SCHEMAS", "25"))
 
@@ -451,6 +460,41 @@ def test_an_image_that_lies_elsewhere_or_is_none_is_refused(tiny: Executor, url:
     assert chat(tiny.url, "m", "hi", max_tokens=1).status == 200
 
 
+def wav(seconds: float) -> bytes:
+    """Silence, 16 bits, 16 kHz."""
+    data = bytes(2 * int(16_000 * seconds))
+    form = struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16)
+    return (
+        b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + form + b"data" + struct.pack("<I", len(data)) + data
+    )
+
+
+def ask_about_sound(executor: Executor, sound: dict[str, str]) -> Answer:
+    content = [{"type": "text", "text": "What is it?"}, {"type": "input_audio", "input_audio": sound}]
+    body = {"model": "m", "messages": [{"role": "user", "content": content}], "max_tokens": 3, "seed": 1}
+    return post_json(executor.url + "/v1/chat/completions", body)
+
+
+def test_a_model_with_a_projector_for_sounds_hears_those_that_a_request_brings_along(
+    stage: Stage, models: Path, tmp_path: Path
+) -> None:
+    make_ears(tmp_path / "ears.gguf")
+    hears = start(stage, models / "tiny.gguf", "--mmproj", str(tmp_path / "ears.gguf"))
+    good = base64.b64encode(wav(0.1)).decode()
+    answer = ask_about_sound(hears, {"data": good, "format": "wav"})
+    assert answer.status == 200, answer
+    assert answer.json()["usage"]["prompt_tokens"] > 750
+    for bad in ({"data": "http://127.0.0.1:9/x.wav"}, {"url": "http://127.0.0.1:9/x.wav"}, {"data": "QUJD"}):
+        assert ask_about_sound(hears, {**bad, "format": "wav"}).status == 400
+    assert ask_about(hears, png()).error["code"] == "unsupported"
+
+
+def test_a_sound_is_refused_by_a_model_without_ears(tiny: Executor) -> None:
+    answer = ask_about_sound(tiny, {"data": base64.b64encode(wav(0.1)).decode(), "format": "wav"})
+    assert answer.status == 400
+    assert answer.error["code"] == "unsupported"
+
+
 def test_an_adapter_counts_as_much_as_the_request_says(tiny: Executor) -> None:
     def greedy(**more: Any) -> str:
         return chat_text(tiny.url, "m", "hi", max_tokens=30, temperature=0, **more)
@@ -556,3 +600,26 @@ def test_a_second_turn_reuses_what_the_first_one_read(stage: Stage, models: Path
     usage = post_json(url, {"model": "m", "messages": turns, "max_tokens": 1}).json()["usage"]
     assert first["usage"]["prompt_tokens"] > 500
     assert usage["prompt_tokens_details"]["cached_tokens"] >= 0.95 * first["usage"]["prompt_tokens"]
+
+
+def test_each_conversation_finds_its_prefix_again_with_two_replicas(stage: Stage, tmp_path: Path) -> None:
+    """Some conversations of 2,000 tokens take their turns in between each other, as they do for a crowd of users."""
+    make_random(tmp_path / "m.gguf", replace(TINY, context=4096))
+    kernel = stage.kernel("--policy", "m=prefix")
+    flags = ("--concurrency", "2", "--context_window", "4096")
+    replicas = [start(stage, tmp_path / "m.gguf", *flags, kernel=kernel) for _ in range(2)]
+    until(lambda: kernel.ready("m", replicas=2), "both replicas were ready")
+    url = kernel.url + "/v1/chat/completions"
+    system = {"role": "system", "content": "You answer briefly."}
+    talks = [[system, {"role": "user", "content": f"{number} " + "kuwa " * 1000}] for number in range(8)]
+    read = [0] * len(talks)
+    for turn in range(3):
+        for number, turns in enumerate(talks):
+            answer = post_json(url, {"model": "m", "messages": turns, "max_tokens": 6, "ignore_eos": True}).json()
+            usage = answer["usage"]
+            assert not turn or usage["prompt_tokens_details"]["cached_tokens"] >= 0.95 * read[number], (turn, usage)
+            read[number] = usage["prompt_tokens"]
+            turns += [answer["choices"][0]["message"], {"role": "user", "content": f"and then {turn}?"}]
+    assert min(read) > 2000, read
+    answered = [metric(each.get("/metrics").text, "vllm:request_success_total") for each in replicas]
+    assert all(answered), answered

@@ -164,6 +164,15 @@ def test_an_executor_that_is_told_to_end_while_it_downloads_ends_at_once(
     executor.process.wait(5)
 
 
+def test_kuwa_up_serves_a_model_of_the_hub_under_its_files_name(stage: Stage, served: Hub, tmp_path: Path) -> None:
+    port = stage.port()
+    argv = [sys.executable, "-m", "kuwa.cli", "up", "--no_defaults", "--port", str(port), "--model", MODEL]
+    up = stage.process(argv, name="up", env=stage.environment(**environment(tmp_path, served.url)))
+    up.wait_for(lambda: "poem.Q8_0 is ready" in up.log, "the model was served")
+    assert "is downloaded first" in up.log
+    assert chat_text(f"http://127.0.0.1:{port}", "poem.Q8_0", "hi") == ANSWER
+
+
 def test_models_on_disk_are_listed_with_what_their_headers_say(served: Hub, model: bytes, tmp_path: Path) -> None:
     pulled(tmp_path, served.url)
     (tmp_path / "own").mkdir()

@@ -10,6 +10,9 @@ from typing import Literal
 
 Language = Literal["en", "zh-TW"]
 
+ON_THE_HUB = "hf://"
+"""How a model on the Hugging Face hub begins; its executor downloads it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Folders:
@@ -29,10 +32,10 @@ class Folders:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """One `kuwa up`. `models` are GGUF files to serve beside the defaults."""
+    """One `kuwa up`. `models` are GGUF files to serve beside the defaults: paths, or `hf://REPO?FILE`."""
 
     port: int
-    models: tuple[Path, ...]
+    models: tuple[str, ...]
     defaults: bool
     folders: Folders
     language: Language

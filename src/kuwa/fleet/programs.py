@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from kuwa.fleet.config import Settings
+from kuwa.fleet.config import ON_THE_HUB, Settings
 from kuwa.wire.names import MAX_ACCESS_CODE
 
 KERNEL = "kernel"
@@ -46,15 +46,16 @@ def programs(settings: Settings, *, gguf_engine: bool) -> list[Program]:
     if settings.defaults and gguf_engine:
         plan += _welcome(settings)
     if gguf_engine:
-        for path in settings.models:
-            code = access_code_of(path, {program.name for program in plan})
-            plan.append(_gguf(settings, code, path))
+        for model in settings.models:
+            code = access_code_of(model, {program.name for program in plan})
+            plan.append(_gguf(settings, code, model))
     return plan
 
 
-def access_code_of(path: Path, taken: Collection[str]) -> str:
+def access_code_of(model: str, taken: Collection[str]) -> str:
     """The access code a GGUF file is served under: its name, made valid, numbered where it is taken already."""
-    stem = "".join(c if c.isprintable() and not c.isspace() and c != "," else "-" for c in path.stem)
+    name = PurePosixPath(model.rpartition("?")[2]).stem if model.startswith(ON_THE_HUB) else Path(model).stem
+    stem = "".join(c if c.isprintable() and not c.isspace() and c != "," else "-" for c in name)
     stem = stem[: MAX_ACCESS_CODE - 4] or "gguf"
     codes = [stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 2))]
     return next(code for code in codes if code not in taken)
@@ -79,16 +80,16 @@ def _executor(
     )
 
 
-def _gguf(settings: Settings, code: str, path: Path, needs: tuple[str, ...] = ()) -> Program:
-    return _executor(settings, "llamacpp", "--model_path", str(path), access_code=code, needs=needs)
+def _gguf(settings: Settings, code: str, model: str, needs: tuple[str, ...] = ()) -> Program:
+    return _executor(settings, "llamacpp", "--model_path", model, access_code=code, needs=needs)
 
 
 def _welcome(settings: Settings) -> list[Program]:
-    path = settings.folders.models / "welcome.gguf"
+    path = str(settings.folders.models / "welcome.gguf")
     maker = Program(
         name=WELCOME_FILE,
         kind="task",
         module="kuwa.builtin.llamacpp.maker",
-        arguments=("welcome", str(path)),
+        arguments=("welcome", path),
     )
     return [maker, _gguf(settings, WELCOME, path, needs=(WELCOME_FILE,))]

@@ -39,6 +39,7 @@ class Texts:
     by_kernel: str
     port_refused: str
     no_such_model: str
+    downloads: str
     no_gguf_engine: str
     no_folder: str
 
@@ -85,6 +86,7 @@ _EN = Texts(
     by_kernel=" by a Kuwa kernel",
     port_refused="Cannot listen on port {port} of 127.0.0.1: {reason}. Choose another one: kuwa up --port 9000",
     no_such_model="There is no file {path}. Give --model the path of a GGUF file.",
+    downloads="A model of the hub that is not here yet is downloaded first; how far it is stands in its log in {logs}.",
     no_gguf_engine="No GGUF file is served: its engine is not installed. Add it: pip install 'kuwa[llamacpp]'",
     no_folder="Cannot write to {path}: {reason}. Choose another folder: KUWA_HOME=/path kuwa up",
 )
@@ -130,6 +132,7 @@ _ZH_TW = Texts(
     by_kernel="（由另一個 Kuwa kernel 使用）",
     port_refused="無法使用 127.0.0.1 的連接埠 {port}：{reason}。請改用其他連接埠：kuwa up --port 9000",
     no_such_model="找不到檔案 {path}。請用 --model 指定一個 GGUF 檔案的路徑。",
+    downloads="尚未下載的 Hugging Face 模型會先下載，進度請見 {logs} 裡的記錄檔。",
     no_gguf_engine="無法提供 GGUF 模型，因為尚未安裝推論引擎。安裝指令：pip install 'kuwa[llamacpp]'",
     no_folder="無法寫入 {path}：{reason}。請指定其他資料夾：KUWA_HOME=/path kuwa up",
 )

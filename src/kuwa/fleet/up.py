@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kuwa.fleet import kernel
-from kuwa.fleet.config import Settings
+from kuwa.fleet.config import ON_THE_HUB, Settings
 from kuwa.fleet.kernel import Served
 from kuwa.fleet.programs import KERNEL, Program, programs
 from kuwa.fleet.screen import Screen
@@ -50,6 +50,8 @@ def up(settings: Settings) -> int:
     gguf_engine = all(importlib.util.find_spec(part) is not None for part in ENGINE_PARTS)
     if not gguf_engine and (settings.defaults or settings.models):
         screen.note(texts(settings.language).no_gguf_engine)
+    elif any(model.startswith(ON_THE_HUB) for model in settings.models):
+        screen.note(texts(settings.language).downloads.format(logs=settings.folders.logs(settings.port)))
     fleet = Fleet(settings, programs(settings, gguf_engine=gguf_engine), screen)
     return asyncio.run(fleet.run())
 
@@ -57,9 +59,9 @@ def up(settings: Settings) -> int:
 def obstacle(settings: Settings) -> str | None:
     """Why nothing can be started at all, in one line that says what to do; None where nothing is in the way."""
     words = texts(settings.language)
-    for path in settings.models:
-        if not path.is_file():
-            return words.no_such_model.format(path=path)
+    for model in settings.models:
+        if not model.startswith(ON_THE_HUB) and not Path(model).is_file():
+            return words.no_such_model.format(path=model)
     for folder in (settings.folders.logs(settings.port), settings.folders.models):
         try:
             folder.mkdir(parents=True, exist_ok=True)

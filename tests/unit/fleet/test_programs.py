@@ -16,7 +16,7 @@ from kuwa.wire.names import check_access_code
 def settings(*models: str, defaults: bool = True) -> Settings:
     return Settings(
         port=9100,
-        models=tuple(Path(model) for model in models),
+        models=models,
         defaults=defaults,
         folders=Folders(data=Path("/data"), cache=Path("/cache")),
         language="en",
@@ -62,13 +62,17 @@ def test_files_of_one_name_get_access_codes_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [("a b,c.gguf", "a-b-c"), ("模型.gguf", "模型"), ("-x.gguf", "-x"), ("\t.gguf", "-")]
+    ("name", "code"),
+    [
+        *[("a b,c.gguf", "a-b-c"), ("模型.gguf", "模型"), ("-x.gguf", "-x"), ("\t.gguf", "-"), ("/m/q?x.gguf", "q?x")],
+        *[("hf://owner/repo?sub/poem.Q8_0.gguf", "poem.Q8_0"), ("hf://owner/repo", "repo")],
+    ],
 )
 def test_a_file_name_becomes_a_valid_access_code(name: str, code: str) -> None:
-    assert access_code_of(Path(name), ()) == code
+    assert access_code_of(name, ()) == code
 
 
 @given(st.text(min_size=1).filter(lambda name: "/" not in name and "\0" not in name))
 def test_any_file_name_gives_a_valid_access_code(name: str) -> None:
-    code = access_code_of(Path("/models") / name, {"gguf"})
+    code = access_code_of(f"/models/{name}", {"gguf"})
     assert check_access_code(code) == code

@@ -5,6 +5,7 @@ One `Answer` per request: with `n` > 1 every choice brings a usage of its own, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,9 @@ from kuwa.wire.errors import BadUpstream
 
 UNREADABLE = "does not match the expected"
 """What llama.cpp says of an answer that it cannot read."""
+
+_MARKS = re.compile("\ufffd{2,4}")
+"""The marks that llama.cpp sets for bytes that spell no character: one for each byte of two to four."""
 
 
 class FunctionDelta(msgspec.Struct, frozen=True):
@@ -97,6 +101,9 @@ class Answer:
 
     llama.cpp reads a chat's whole answer once more at its end and reports an error where it does not fit: so always
     where a format was asked for (`formatted`) and the answer was cut before its end. That is an end like any other.
+
+    What the format says of a text's length, llama.cpp keeps in characters, and takes every two to four bytes for one
+    that look like it, though no such character exists (a half of a pair, say). One mark then stands for it.
     """
 
     def __init__(
@@ -163,6 +170,8 @@ class Answer:
         if delta.reasoning_content:
             yield Reasoning(delta.reasoning_content, index)
         text = delta.content or choice.text
+        if self._formatted and "\ufffd" in text:
+            text = _MARKS.sub("\ufffd", text)
         if text and self._calls is None:
             yield Text(text, index)
         elif text:

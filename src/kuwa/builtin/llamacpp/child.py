@@ -27,6 +27,8 @@ import msgspec
 LOAD_FAILED = 4
 """The exit status after llama.cpp has refused the model."""
 LOOK_EVERY_S = 0.05
+WARNINGS, ALL_IT_DOES = 2, 3
+"""What llama.cpp logs; of the second a dozen lines for each request."""
 
 
 class Adapter(msgspec.Struct, frozen=True):
@@ -65,6 +67,7 @@ class ChildConfig(msgspec.Struct, frozen=True, kw_only=True):
     slot_folder: str = ""
     server: str = ""
     environment: dict[str, str] = {}
+    verbose: bool = False
     parent: int = 0
     api_key: str = ""
 
@@ -90,7 +93,7 @@ def _run_package(config: ChildConfig) -> int:
     _leave_at_end(lambda: None)
     xllamacpp: Any = import_module("xllamacpp")
     try:
-        server = xllamacpp.Server(_parameters(config, xllamacpp))
+        server = xllamacpp.Server(package_parameters(config, xllamacpp))
     except Exception as error:  # noqa: BLE001 - llama.cpp throws anything
         sys.stderr.write(f"llama.cpp could not load the model: {error}\n")
         return LOAD_FAILED
@@ -156,7 +159,7 @@ def server_arguments(config: ChildConfig, port: int) -> list[str]:
     return arguments
 
 
-def _parameters(config: ChildConfig, xllamacpp: Any) -> Any:
+def package_parameters(config: ChildConfig, xllamacpp: Any) -> Any:
     """xllamacpp's own defaults, changed as `config` wants them."""
     parameters = xllamacpp.CommonParams()
     parameters.model.path = config.model_path
@@ -164,6 +167,7 @@ def _parameters(config: ChildConfig, xllamacpp: Any) -> Any:
     parameters.port = 0
     parameters.api_keys = [config.api_key]
     parameters.ui = False
+    parameters.verbosity = ALL_IT_DOES if config.verbose else WARNINGS
     parameters.n_parallel = config.slots
     parameters.n_ctx = config.context * config.slots  # llama.cpp splits it evenly over its slots
     parameters.n_batch, parameters.n_ubatch = config.batch, config.ubatch

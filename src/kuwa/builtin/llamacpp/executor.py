@@ -122,7 +122,9 @@ class LlamaCppExecutor(LLMExecutor):
         self._kept = KeptSlots(self._engine, config) if config.slot_folder else None
         self._renderer = Renderer()
         beside = [path for path in (files.projector, files.draft, *(path for path, _ in files.adapters)) if path]
-        same = msgspec.structs.replace(config, model_path="", cache_mib=0, slot_folder="", environment={})
+        same = msgspec.structs.replace(
+            config, model_path="", cache_mib=0, slot_folder="", environment={}, verbose=False
+        )
         # The number of slots and threads too: they decide in which order numbers are added up.
         started = (same, [path.stat().st_size for path in beside])
         asked = (self.args.system_prompt, self.args.no_system_prompt, self._limit, self._defaults)

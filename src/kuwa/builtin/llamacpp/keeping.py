@@ -57,6 +57,7 @@ class KeptSlots:
 
 def _fingerprint(config: ChildConfig) -> str:
     model = Path(config.model_path).stat()
-    same = msgspec.structs.replace(config, threads=0, batch=0, ubatch=0, cache_mib=0, environment={}, slot_folder="")
+    same = msgspec.structs.replace(config, threads=0, batch=0, ubatch=0, cache_mib=0)
+    same = msgspec.structs.replace(same, environment={}, slot_folder="", verbose=False)
     told = msgspec.json.encode([same, model.st_size, model.st_mtime_ns])
     return hashlib.sha256(told).hexdigest()[:24]

@@ -7,6 +7,7 @@ to llama.cpp is looked at first by our own reader.
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from kuwa.builtin.llamacpp import machine
 from kuwa.builtin.llamacpp.child import Adapter, ChildConfig
 from kuwa.builtin.llamacpp.header import GgufHeader
 from kuwa.executor import SetupFailed
+
+log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 4096
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
@@ -168,6 +171,7 @@ def child_config(
         pooling=args.pooling or "",
         slot_folder=_slot_folder(args.prompt_cache),
         server=find_server(args.llama_server, environment),
+        verbose=log.isEnabledFor(logging.DEBUG),
         environment={} if args.visible_gpu is None else {"CUDA_VISIBLE_DEVICES": args.visible_gpu},
     )
 

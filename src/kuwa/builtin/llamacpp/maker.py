@@ -185,6 +185,35 @@ def make_projector(path: Path, width: int = TINY.width) -> None:
         _write(writer)
 
 
+def make_ears(path: Path, width: int = TINY.width) -> None:
+    """Write a projector of random weights, which gives a model of `width` ears: 750 tokens for 30 s (0.3 MB)."""
+    import numpy as np
+    from gguf import GGUFWriter
+
+    random = np.random.default_rng(5)
+    bins, inner, positions = 80, 32, 1500
+    with _atomic(path) as part:
+        writer = GGUFWriter(str(part), "clip")
+        writer.add_type("mmproj")
+        writer.add_bool("clip.has_audio_encoder", True)
+        writer.add_string("clip.projector_type", "qwen2a")
+        numbers = {"embedding_length": inner, "feed_forward_length": inner, "block_count": 1, "num_mel_bins": bins}
+        for name, value in {**numbers, "projection_dim": width, "attention.head_count": 2}.items():
+            writer.add_uint32(f"clip.audio.{name}", value)
+        writer.add_float32("clip.audio.attention.layer_norm_epsilon", 1e-6)
+        for number, channels in ((1, bins), (2, inner)):
+            writer.add_tensor(f"a.conv1d.{number}.weight", _normal(random, inner, channels, 3).astype(np.float16))
+            writer.add_tensor(f"a.conv1d.{number}.bias", np.zeros((inner, 1), np.float32))
+        writer.add_tensor("a.position_embd.weight", _normal(random, positions, inner))
+        layers = {f"a.blk.0.{name}": (inner, inner) for name in ("attn_q", "attn_v", "attn_out", "ffn_up", "ffn_down")}
+        layers |= {"a.blk.0.ln1": (inner,), "a.blk.0.ln2": (inner,), "a.post_ln": (inner,), "mm.a.fc": (width, inner)}
+        for name, extents in layers.items():
+            writer.add_tensor(f"{name}.weight", _normal(random, *extents) + np.float32(len(extents) == 1))
+            writer.add_tensor(f"{name}.bias", np.zeros(extents[0], np.float32))
+        writer.add_tensor("a.blk.0.attn_k.weight", _normal(random, inner, inner))
+        _write(writer)
+
+
 def train_vocabulary(corpus: str, merges: int) -> Vocabulary:
     """Train a byte-level BPE of at most `merges` merges on `corpus`."""
     words = Counter(tuple(spell(word.encode())) for word in re.findall(r" ?[^\W\d_]+|\d| ?[^\s\w]+|\s+", corpus))

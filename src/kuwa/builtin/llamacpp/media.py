@@ -20,14 +20,22 @@ _SCHEME_SHOWN = 20
 
 
 def check_media(messages: Iterable[Message]) -> None:
-    """Raises Unsupported for an image that lies elsewhere, InvalidRequest for one that is none."""
+    """Raises Unsupported for an image that lies elsewhere, InvalidRequest for one (or a sound) that is none."""
     for index, message in enumerate(messages):
         content = message.get("content")
         if not isinstance(content, list):
             continue
         for part_index, part in enumerate(cast("list[Any]", content)):
-            if isinstance(part, dict) and cast("Message", part).get("type") == "image_url":
-                _check_image(cast("Message", part), f"messages[{index}].content[{part_index}]")
+            if not isinstance(part, dict):
+                continue
+            where = f"messages[{index}].content[{part_index}]"
+            match cast("Message", part).get("type"):
+                case "image_url":
+                    _check_image(cast("Message", part), where)
+                case "input_audio":
+                    _check_sound(cast("Message", part), where)
+                case _:
+                    pass
 
 
 def _check_image(part: Message, where: str) -> None:
@@ -42,7 +50,20 @@ def _check_image(part: Message, where: str) -> None:
             "data:image/png;base64,….",
             param=where,
         )
+    _check_base64(url[head.end() :], where)
+
+
+def _check_sound(part: Message, where: str) -> None:
+    """Its data is base64 and nothing else: an address there would be fetched as that of an image."""
+    sound = part.get("input_audio")
+    data = cast("Message", sound).get("data") if isinstance(sound, dict) else None
+    if not isinstance(data, str):
+        raise InvalidRequest(f"{where} is a sound without data.", param=where)
+    _check_base64(data, where)
+
+
+def _check_base64(data: str, where: str) -> None:
     try:
-        base64.b64decode(url[head.end() :], validate=True)
-    except binascii.Error as error:
+        base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
         raise InvalidRequest(f"{where} is no base64: {error}.", param=where) from error

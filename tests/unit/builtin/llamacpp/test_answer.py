@@ -48,6 +48,19 @@ def test_an_ordinary_answer_is_text_finish_and_usage() -> None:
     assert chunks == [Text("你"), Text("好"), Finish("length"), Usage(5, 2, 3)]
 
 
+@pytest.mark.parametrize(
+    ("formatted", "text", "given"),
+    [
+        (True, "a\ufffd\ufffd\ufffdb", "a\ufffdb"),
+        (True, "\ufffd" * 5, "\ufffd" * 2),
+        (True, "a\ufffdb", "a\ufffdb"),
+        (False, "a\ufffd\ufffd\ufffdb", "a\ufffd\ufffd\ufffdb"),
+    ],
+)
+def test_in_a_format_one_mark_stands_for_what_counted_as_one_character(formatted: bool, text: str, given: str) -> None:
+    assert list(Answer(formatted=formatted).chunks(event({"content": text}))) == [Text(given)]
+
+
 def test_reasoning_and_tool_calls_are_chunks_of_their_own() -> None:
     opened = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
     more = {"index": 0, "function": {"arguments": '{"a":1}'}}
