@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from kuwa.executor import (
     SetupFailed,
 )
 from kuwa.executor.chunks import Chunk, Usage
+from kuwa.executor.media import fetch_images
 from kuwa.executor.options import collect
 from kuwa.executor.prompt import UnknownTemplate, resolve_template
 from kuwa.wire.errors import InvalidRequest, Unsupported
@@ -140,10 +141,14 @@ class HuggingfaceExecutor(LLMExecutor):
         own = own_options(loaded.generation_config)
         self._options = collect(argparse.Namespace(**self._given), PARAMETERS, {**own, **self._file})
         budget = None if self.args.kv_cache_gb is None else int(self.args.kv_cache_gb * GIB)
+        # What is packed into one sequence has no room for images.
+        sees = loaded.processor is not None and self.args.engine != "slot"
+        if sees:
+            self.capabilities = (*type(self).capabilities, "images")
         try:
             backend = backend_for(
                 loaded.model,
-                self.args.engine,
+                "interleave" if sees and self.args.engine == "auto" else self.args.engine,
                 slots=self.concurrency,
                 context=loaded.context_length,
                 step_tokens=self.args.max_batch_tokens,
@@ -163,6 +168,7 @@ class HuggingfaceExecutor(LLMExecutor):
                 system_prompt=system,
                 limit=limit,
                 vocabulary=self._vocabulary,
+                processor=loaded.processor,
             )
         except BadTemplate as error:
             raise SetupFailed(f"{error}; give another --override_chat_template") from error
@@ -197,8 +203,9 @@ class HuggingfaceExecutor(LLMExecutor):
     async def llm_compute(self, request: Request) -> AsyncIterator[Chunk]:
         if self._loaded.kind in ("embedding", "ranking"):
             raise Unsupported(f"The model {request.access_code!r} makes no text.", param="model")
+        images = await fetch_images(request.messages, self.args.image_urls)
         # In a thread: rendering and tokenizing a long conversation takes longer than others should wait.
-        question = await asyncio.to_thread(self._question, request)
+        question = await asyncio.to_thread(self._question, request, images)
         tally = Tally(len(question.prompt))
         streams = [self._choice(g, a, tally) for g, a in zip(question.generations, question.answers, strict=True)]
         async with aclosing(streams[0] if len(streams) == 1 else merged(streams)) as chunks:
@@ -224,10 +231,11 @@ class HuggingfaceExecutor(LLMExecutor):
                 if answer.stopped:
                     return
 
-    def _question(self, request: Request) -> Question:
+    def _question(self, request: Request, images: Sequence[bytes]) -> Question:
         """What the engine is to compute for `request`. Raises what the client is to read."""
         from kuwa.builtin.huggingface.answer import ChoiceAnswer
         from kuwa.builtin.huggingface.parts import THINK, PartReader
+        from kuwa.builtin.huggingface.pictures import placed
         from kuwa.builtin.huggingface.sampling import options_of, samplings, stop_tokens
         from kuwa.engine.request import Generation
 
@@ -240,7 +248,10 @@ class HuggingfaceExecutor(LLMExecutor):
         options = options_of(request, self._options)
         drawn_by = samplings(request, options, self._vocabulary)
         stops = self._loaded.stops | stop_tokens(request, self._vocabulary)
-        prompt = self._prompter.fitting(request, _template_kwargs(request))
+        if images:
+            request.messages = placed(request.messages, images)
+        made = self._prompter.fitting(request, _template_kwargs(request))
+        prompt, inputs = made.ids, self._inputs(made.inputs)
         most = min(options["max_new_tokens"], self.context_length - len(prompt))
         thinks = request.kind == "chat" and self._decode(prompt[-4:]).rstrip().endswith(THINK[0])
         question = Question(prompt, [], [])
@@ -257,8 +268,20 @@ class HuggingfaceExecutor(LLMExecutor):
                     logprobs=sampling.logprobs is not None,
                 )
             )
-            question.generations.append(Generation(prompt=prompt, max_tokens=most, sampling=sampling, stops=stops))
+            question.generations.append(
+                Generation(prompt=prompt, max_tokens=most, sampling=sampling, stops=stops, inputs=inputs)
+            )
         return question
+
+    def _inputs(self, made: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """The numbers of images in the number format of the model."""
+        import torch
+
+        if made is None:
+            return None
+        dtype = self._loaded.model.dtype
+        floats = {name for name, value in made.items() if torch.is_tensor(value) and value.is_floating_point()}
+        return {name: value.to(dtype) if name in floats else value for name, value in made.items()}
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         if self._loaded.kind != "embedding":

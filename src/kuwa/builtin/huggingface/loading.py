@@ -41,7 +41,7 @@ class Source:
 
 @dataclass(slots=True)
 class Loaded:
-    """`model` is in evaluation mode on its device."""
+    """`model` is in evaluation mode on its device. `processor`: what makes its inputs of images, if it sees."""
 
     kind: Kind
     model: Any
@@ -50,6 +50,7 @@ class Loaded:
     generation_config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     stops: frozenset[int] = frozenset()
     context_length: int = 0
+    processor: Any | None = None
 
 
 def load(source: Source) -> Loaded:
@@ -106,6 +107,9 @@ def _load(source: Source) -> Loaded:
     config = _guarded(source, "its configuration", lambda: _config(source))
     kind = kind_of(config)
     tokenizer = _guarded(source, "its tokenizer", lambda: _tokenizer(source))
+    processor = (
+        _guarded(source, "its image processor", lambda: _processor(source, tokenizer)) if kind == "images" else None
+    )
     log.info("loading %s (%s)", source.path, ", ".join(config.architectures or ["unknown architecture"]))
     model = _guarded(source, "its weights", lambda: _model(source, config, kind))
     model.eval()
@@ -121,6 +125,7 @@ def _load(source: Source) -> Loaded:
         generation_config=own,
         stops=_stops(own, config, tokenizer),
         context_length=_context_length(config, tokenizer),
+        processor=processor,
     )
 
 
@@ -170,6 +175,14 @@ def _tokenizer(source: Source) -> Any:
         fast.no_truncation()
         fast.no_padding()
     return tokenizer
+
+
+def _processor(source: Source, tokenizer: Any) -> Any:
+    if find_spec("PIL") is None:
+        raise LoadFailed("images need Pillow, which is not installed; install with: pip install 'kuwa[huggingface]'")
+    processor = _transformers().AutoProcessor.from_pretrained(_where(source), **_common(source))
+    processor.tokenizer = tokenizer
+    return processor
 
 
 def _model(source: Source, config: Any, kind: Kind) -> Any:

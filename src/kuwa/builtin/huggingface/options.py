@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from kuwa.executor.media import WEB_CHOICES
 from kuwa.executor.options import Option, add_options
 
 ENGINES = ("auto", "slot", "interleave", "single")
@@ -44,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--no_system_prompt", action="store_true", help="Put no system prompt before the chat")
     model.add_argument(
         "--override_chat_template", default=None, help="A Jinja chat template, or the path of a file with one"
+    )
+    model.add_argument(
+        "--image_urls",
+        choices=WEB_CHOICES,
+        default="public",
+        help="Fetch images that requests name by URL: from public addresses, from any (private networks too), or never",
     )
     model.add_argument("--limit", type=int, default=3072, help="Most tokens of a prompt")
     model.add_argument("--timeout", type=float, default=10.0, help="Seconds to wait for the next token")
