@@ -294,6 +294,21 @@ def make_folder(name: str, folder: Path) -> Path:
     return folder
 
 
+def make_cross_encoder(folder: Path) -> Path:
+    """A model that scores a text by another."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tokenizer = make_tokenizer(128)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, initializer_range=0.2, **sizes)
+    config.num_labels = 1
+    BertForSequenceClassification(config).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def _processor(tokenizer: Any) -> Any:
     """What turns pictures into numbers and puts as many image tokens into the text as they have patches."""
     from transformers import CLIPImageProcessorPil, LlavaProcessor

@@ -175,13 +175,16 @@ class HuggingfaceExecutor(LLMExecutor):
         self._decode = _decoder(loaded.tokenizer)
 
     def _prepare_vectors(self) -> None:
-        from kuwa.builtin.huggingface.vectors import Vectors, pooling_of
+        from kuwa.builtin.huggingface.vectors import UnknownRecipe, Vectors, recipe_of
 
         loaded = self._loaded
+        try:
+            recipe = recipe_of(loaded.folder)
+        except UnknownRecipe as error:
+            raise SetupFailed(f"{self.args.model_path} cannot be served: {error}") from error
         longest = getattr(loaded.tokenizer, "model_max_length", loaded.context_length)
-        self.context_length = min(loaded.context_length, int(longest))
-        folder = Path(getattr(loaded.config, "name_or_path", "") or self.args.model_path).expanduser()
-        self._vectors = Vectors(loaded.model, loaded.tokenizer, length=self.context_length, pooling=pooling_of(folder))
+        self.context_length = min(loaded.context_length, int(longest), recipe.length or loaded.context_length)
+        self._vectors = Vectors(loaded.model, loaded.tokenizer, length=self.context_length, recipe=recipe)
         self._turn = asyncio.Lock()
 
     async def serve_startup(self) -> None:
