@@ -300,6 +300,7 @@ def make_cross_encoder(folder: Path) -> Path:
     from transformers import BertConfig, BertForSequenceClassification
 
     tokenizer = make_tokenizer(128)
+    tokenizer.chat_template = None
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, initializer_range=0.2, **sizes)

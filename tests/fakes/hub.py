@@ -20,8 +20,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub:
     """`files` of the one repository `owner/repo`. `cuts`: after how many bytes each coming download is cut off.
 
-    `ranges` is what each download asked for, `fetched` which file. All `revisions` hold the same files. `claimed_size` is announced instead of the true one, `damaged` files
-    are sent with their first byte changed.
+    `ranges` is what each download asked for, `fetched` which file. All `revisions` hold the same files. `claimed_size`
+    is announced instead of the true one, `damaged` files are sent with their first byte changed.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:

@@ -44,12 +44,12 @@ def refusal(stage: Stage, folder: Path, url: str, *more: str) -> str:
 
 
 def test_a_model_of_the_hub_is_served_and_later_without_it(stage: Stage, served: Hub, tmp_path: Path) -> None:
-    size = len(served.files[WEIGHTS])
-    served.cuts = [*[10**9] * sum(name.endswith(".json") for name in served.files), size // 3]
+    wanted = {name for name in served.files if name.endswith((".json", ".jinja"))} | {WEIGHTS}
+    before = sum(name < WEIGHTS for name in wanted)
+    served.cuts = [*[10**9] * before, len(served.files[WEIGHTS]) // 3]
     first = start(stage, tmp_path, served.url)
     text = chat_text(first.url, "m", "hi")
     assert text
-    wanted = {name for name in served.files if name.endswith((".json", ".jinja"))} | {WEIGHTS}
     assert set(served.fetched) == wanted
     assert any(asked.startswith("bytes=") for asked in served.ranges)
     assert f"{WEIGHTS}: " in first.process.log

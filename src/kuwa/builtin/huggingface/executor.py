@@ -190,12 +190,15 @@ class HuggingfaceExecutor(LLMExecutor):
     async def serve_startup(self) -> None:
         if self._loaded.kind in ("text", "images"):
             from kuwa.engine.loop import Engine
+            from kuwa.executor.renderer import Renderer
 
+            self._renderer = Renderer()
             self._engine = Engine(self._backend)
             self._engine.start()
 
     async def shutdown(self) -> None:
         if self._loaded.kind in ("text", "images"):
+            await self._renderer.stop()
             await self._engine.close()
 
     def healthy(self) -> str:
@@ -206,9 +209,10 @@ class HuggingfaceExecutor(LLMExecutor):
     async def llm_compute(self, request: Request) -> AsyncIterator[Chunk]:
         if self._loaded.kind in ("embedding", "ranking"):
             raise Unsupported(f"The model {request.access_code!r} makes no text.", param="model")
+        rendered = await self._rendered(request) if request.modelfile.template else None
         images = await fetch_images(request.messages, self.args.image_urls)
         # In a thread: rendering and tokenizing a long conversation takes longer than others should wait.
-        question = await asyncio.to_thread(self._question, request, images)
+        question = await asyncio.to_thread(self._question, request, images, rendered)
         tally = Tally(len(question.prompt))
         streams = [self._choice(g, a, tally) for g, a in zip(question.generations, question.answers, strict=True)]
         async with aclosing(streams[0] if len(streams) == 1 else merged(streams)) as chunks:
@@ -234,7 +238,27 @@ class HuggingfaceExecutor(LLMExecutor):
                 if answer.stopped:
                     return
 
-    def _question(self, request: Request, images: Sequence[bytes]) -> Question:
+    async def _rendered(self, request: Request) -> str:
+        """The prompt by the template that the request brings along: a stranger's program, run in a sandbox."""
+        from kuwa.executor.renderer import Job
+
+        wants_format = (request.response_format or {}).get("type", "text") != "text"
+        if (
+            wants_format
+            or request.tools
+            or any(isinstance(message.get("content"), list) for message in request.messages)
+        ):
+            raise Unsupported(
+                "A Modelfile's template goes with text alone: not with tools, images or a response format.",
+                param="modelfile",
+            )
+        template, tokenizer = request.modelfile.template, self._loaded.tokenizer
+        messages = await asyncio.to_thread(self._prompter.for_template, request, template)
+        return await self._renderer.render(
+            Job(template, messages, tokenizer.bos_token or "", tokenizer.eos_token or "")
+        )
+
+    def _question(self, request: Request, images: Sequence[bytes], rendered: str | None) -> Question:
         """What the engine is to compute for `request`. Raises what the client is to read."""
         from kuwa.builtin.huggingface.answer import ChoiceAnswer
         from kuwa.builtin.huggingface.parts import THINK, PartReader
@@ -242,18 +266,16 @@ class HuggingfaceExecutor(LLMExecutor):
         from kuwa.builtin.huggingface.sampling import options_of, samplings, stop_tokens
         from kuwa.engine.request import Generation
 
-        if request.modelfile.template:
-            raise Unsupported(
-                "huggingface renders one chat template for all requests; start the executor with "
-                "--override_chat_template instead of giving a template in the Modelfile.",
-                param="modelfile",
-            )
         options = options_of(request, self._options)
         drawn_by = samplings(request, options, self._vocabulary)
         stops = self._loaded.stops | stop_tokens(request, self._vocabulary)
         if images:
             request.messages = placed(request.messages, images)
-        made = self._prompter.fitting(request, _template_kwargs(request))
+        prompter = self._prompter
+        if rendered is not None:
+            made = prompter.of_rendered(rendered)
+        else:
+            made = prompter.fitting(request, _template_kwargs(request))
         prompt, inputs = made.ids, self._inputs(made.inputs)
         most = min(options["max_new_tokens"], self.context_length - len(prompt))
         thinks = request.kind == "chat" and self._decode(prompt[-4:]).rstrip().endswith(THINK[0])

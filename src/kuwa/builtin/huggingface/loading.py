@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from kuwa.builtin.huggingface.placement import placement, quantisation, why_not_quantised
+
 log = logging.getLogger(__name__)
 
 Kind = Literal["text", "images", "embedding", "ranking"]
@@ -77,8 +79,9 @@ def _check_installed(source: Source) -> None:
     missing = [name for name in ("torch", "transformers", "accelerate", "huggingface_hub") if find_spec(name) is None]
     if missing:
         raise LoadFailed(f"{' and '.join(missing)} not installed here; install with: pip install 'kuwa[huggingface]'")
-    if source.bits and find_spec("bitsandbytes") is None:
-        raise LoadFailed(f"--load_{source.bits}bits needs bitsandbytes; install it with: pip install bitsandbytes")
+    installed = find_spec("bitsandbytes") is not None
+    if fault := why_not_quantised(source.bits, installed=installed, gpus=1 if not installed else len(_free_memory())):
+        raise LoadFailed(fault)
     if source.lora and find_spec("peft") is None:
         raise LoadFailed("--lora needs peft; install it with: pip install peft")
 
@@ -242,8 +245,6 @@ def _processor(source: Source, tokenizer: Any) -> Any:
 
 
 def _model(source: Source, config: Any, kind: Kind) -> Any:
-    import torch
-
     transformers = _transformers()
     auto = {
         "text": "AutoModelForCausalLM",
@@ -255,15 +256,36 @@ def _model(source: Source, config: Any, kind: Kind) -> Any:
     # Weights of another shape are to be reported by name; `_check_complete` refuses them.
     given["ignore_mismatched_sizes"] = True
     if source.bits:
-        eight, four = source.bits == 8, source.bits == 4
-        given["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=eight, load_in_4bit=four)
-    if torch.cuda.is_available():
-        given["device_map"] = "auto" if torch.cuda.device_count() > 1 else {"": 0}
+        given["quantization_config"] = transformers.BitsAndBytesConfig(**quantisation(source.bits))
+    given |= placement(_free_memory())
     model, told = getattr(transformers, auto).from_pretrained(source.path, output_loading_info=True, **given)
     _check_complete(told)
     if source.lora:
-        model.load_adapter(source.lora, adapter_kwargs={"local_files_only": source.offline})
+        _put_on(model, source.lora)
     return model
+
+
+def _free_memory() -> list[int]:
+    """The free bytes of each GPU that may be used."""
+    import torch
+
+    return [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
+
+
+def _put_on(model: Any, adapter: str) -> None:
+    """Add a LoRA adapter's weights to the model's. Raises LoadFailed."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (Path(adapter) / name).is_file():
+            raise LoadFailed(f"--lora {adapter} holds no {name}, so it is no adapter")
+    try:
+        told = model.load_adapter(adapter)
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise LoadFailed(
+            f"--lora {adapter} does not fit this model ({_first(' '.join(str(error).split()))})"
+        ) from error
+    wrong = [*(told.missing_keys or ()), *(told.unexpected_keys or ()), *(told.mismatched_keys or ())]
+    if wrong:
+        raise LoadFailed(f"--lora {adapter} does not fit this model: {_some(sorted(map(str, wrong)))}")
 
 
 def _check_complete(told: Mapping[str, Any]) -> None:

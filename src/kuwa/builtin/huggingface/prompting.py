@@ -71,8 +71,23 @@ class Prompter:
         messages = with_system_prompt(request.messages, self._system_prompt)
         prompt = self._chat(messages, request.tools, kwargs)
         if len(prompt.ids) > self._limit and request.trim_history:
-            return self._trimmed(request, messages, kwargs)
+            return self._chat(self._trimmed(request, messages, kwargs), request.tools, kwargs)
         return self._within(prompt)
+
+    def for_template(self, request: Request, template: str) -> list[Message]:
+        """The messages for a template that a request brings along, with the executor's system prompt; trimmed where
+        they may be. What looks like a control token in them is marked, so that `of_rendered` knows it for text.
+        """
+        messages = with_system_prompt(request.messages, self._system_prompt)
+        if request.trim_history:
+            messages = self._trimmed(request, messages, {})
+        (marked,), *_ = self._tokenizer._mark_chat_inputs(template, [messages], None, None, {}, True, False)
+        return marked
+
+    def of_rendered(self, text: str) -> Prompt:
+        """The prompt of what a template has made of `for_template`'s messages. Raises ContextLengthExceeded."""
+        told = self._tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)
+        return self._within(Prompt(self._checked(list(told["input_ids"]))))
 
     def plain(self, text: str) -> Prompt:
         """The prompt of text that is no chat. Raises ContextLengthExceeded."""
@@ -88,7 +103,9 @@ class Prompter:
         """The text of a chat."""
         return str(self._apply(list(messages), tools, {**kwargs, "tokenize": False, "return_dict": False}))
 
-    def _trimmed(self, request: Request, messages: list[Message], kwargs: Mapping[str, Any]) -> Prompt:
+    def _trimmed(self, request: Request, messages: list[Message], kwargs: Mapping[str, Any]) -> list[Message]:
+        """What is left of `messages` when the oldest turns are left out until they fit."""
+
         def fits(candidate: list[Message]) -> bool:
             return len(self._chat(candidate, request.tools, kwargs).ids) <= self._limit
 
@@ -96,7 +113,7 @@ class Prompter:
         if trimmed is None:
             raise self._too_long("The last message alone is longer")
         kept, request.trimmed_messages = trimmed
-        return self._chat(kept, request.tools, kwargs)
+        return kept
 
     def _chat(self, messages: list[Message], tools: Sequence[Any], kwargs: Mapping[str, Any]) -> Prompt:
         sound = {**kwargs, "sanitize_control_tokens": True, "tokenize": True}
