@@ -22,7 +22,7 @@ from kuwa.executor import (
     RerankRequest,
     SetupFailed,
 )
-from kuwa.executor.chunks import Chunk, Usage
+from kuwa.executor.chunks import Chunk, RawEvents, Usage
 from kuwa.executor.media import fetch_images
 from kuwa.executor.options import collect
 from kuwa.executor.prompt import UnknownTemplate, resolve_template
@@ -31,6 +31,7 @@ from kuwa.wire.errors import InvalidRequest, Unsupported
 if TYPE_CHECKING:
     from kuwa.builtin.huggingface.answer import ChoiceAnswer
     from kuwa.builtin.huggingface.loading import Source
+    from kuwa.builtin.huggingface.vllm import Vllm
     from kuwa.engine.request import Generation
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class HuggingfaceExecutor(LLMExecutor):
     concurrency = 16
     capabilities = ("tools", "logprobs", "n")
     handles_stop = True
+    _vllm: Vllm | None = None
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
         add_arguments(parser)
@@ -65,6 +67,9 @@ class HuggingfaceExecutor(LLMExecutor):
         """Load the model, try its chat template, choose and size its engine. Raises SetupFailed, UsageError."""
         self._defaults_without_model()
         source = self._source()
+        if self.args.engine == "vllm":
+            self._prepare_vllm()
+            return
         if self.args.visible_gpu is not None:
             # torch reads it when it is imported, which `load` does first of all.
             os.environ["CUDA_VISIBLE_DEVICES"] = self.args.visible_gpu  # noqa: TID251 - set, not read
@@ -74,10 +79,10 @@ class HuggingfaceExecutor(LLMExecutor):
             self._loaded = load(source)
         except LoadFailed as error:
             raise SetupFailed(str(error)) from error
-        if self._loaded.kind in ("embedding", "ranking"):
-            self._prepare_vectors()
-        else:
+        if self._makes_text:
             self._prepare_chat()
+        else:
+            self._prepare_vectors()
 
     def _defaults_without_model(self) -> None:
         """Everything about the command line that can be wrong, before minutes are spent on a model."""
@@ -131,6 +136,17 @@ class HuggingfaceExecutor(LLMExecutor):
             raise SetupFailed(f"the chat template {given!r} cannot be read: {error}") from error
         return CHATML if template == "chatml" else template
 
+    def _prepare_vllm(self) -> None:
+        from kuwa.builtin.huggingface.vllm import Vllm, arguments, find_vllm
+
+        command = [find_vllm(self.environment), *arguments(self.args, self.concurrency, self._template)]
+        options = collect(argparse.Namespace(**self._given), PARAMETERS, self._file)
+        self.capabilities = (*type(self).capabilities, "images", "response_format", "echo")
+        self._vllm = Vllm(command, self.args, options, self._system_prompt())
+
+    def _system_prompt(self) -> str:
+        return "" if self.args.no_system_prompt else self.args.system_prompt or ""
+
     def _prepare_chat(self) -> None:
         from kuwa.builtin.huggingface.prompting import BadTemplate, Prompter
         from kuwa.builtin.huggingface.sampling import own_options
@@ -160,12 +176,11 @@ class HuggingfaceExecutor(LLMExecutor):
         self.context_length = backend.limits.length
         self._vocabulary = int(loaded.config.get_text_config().vocab_size)
         limit = min(self.args.limit, self.context_length - 1)
-        system = "" if self.args.no_system_prompt else self.args.system_prompt or ""
         try:
             self._prompter = Prompter(
                 loaded.tokenizer,
                 template=self._template,
-                system_prompt=system,
+                system_prompt=self._system_prompt(),
                 limit=limit,
                 vocabulary=self._vocabulary,
                 processor=loaded.processor,
@@ -188,7 +203,9 @@ class HuggingfaceExecutor(LLMExecutor):
         self._turn = asyncio.Lock()
 
     async def serve_startup(self) -> None:
-        if self._loaded.kind in ("text", "images"):
+        if self._vllm is not None:
+            await self._start_vllm(self._vllm)
+        elif self._makes_text:
             from kuwa.engine.loop import Engine
             from kuwa.executor.renderer import Renderer
 
@@ -196,18 +213,41 @@ class HuggingfaceExecutor(LLMExecutor):
             self._engine = Engine(self._backend)
             self._engine.start()
 
+    async def _start_vllm(self, vllm: Vllm) -> None:
+        from kuwa.executor.supervision import LoadFailed
+
+        vllm.gave_up = self.give_up
+        try:
+            await vllm.start()
+        except LoadFailed as error:
+            raise SetupFailed(f"vLLM could not load {self.args.model_path}: {error}") from error
+        self.context_length = await vllm.context_length()
+
     async def shutdown(self) -> None:
-        if self._loaded.kind in ("text", "images"):
+        if self._vllm is not None:
+            await self._vllm.stop()
+        elif self._makes_text:
             await self._renderer.stop()
             await self._engine.close()
 
     def healthy(self) -> str:
-        return self._engine.trouble if self._loaded.kind in ("text", "images") else ""
+        if self._vllm is not None:
+            return self._vllm.trouble
+        return self._engine.trouble if self._makes_text else ""
+
+    @property
+    def _makes_text(self) -> bool:
+        return self._loaded.kind in ("text", "images")
 
     # ---- requests ------------------------------------------------------------------------------------------
 
     async def llm_compute(self, request: Request) -> AsyncIterator[Chunk]:
-        if self._loaded.kind in ("embedding", "ranking"):
+        if self._vllm is not None:
+            async with aclosing(self._vllm.answer(request)) as reads:
+                async for datas in reads:
+                    yield RawEvents(datas)
+            return
+        if not self._makes_text:
             raise Unsupported(f"The model {request.access_code!r} makes no text.", param="model")
         rendered = await self._rendered(request) if request.modelfile.template else None
         images = await fetch_images(request.messages, self.args.image_urls)
@@ -309,7 +349,7 @@ class HuggingfaceExecutor(LLMExecutor):
         return {name: value.to(dtype) if name in floats else value for name, value in made.items()}
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
-        if self._loaded.kind != "embedding":
+        if self._vllm is not None or self._loaded.kind != "embedding":
             raise Unsupported(f"The model {request.access_code!r} makes no embeddings.", param="model")
         if request.dimensions is not None:
             raise Unsupported("This model's vectors cannot be shortened.", param="dimensions")
@@ -317,7 +357,7 @@ class HuggingfaceExecutor(LLMExecutor):
             return Embeddings(*await asyncio.to_thread(self._vectors.embed, request.inputs))
 
     async def rerank(self, request: RerankRequest) -> Ranking:
-        if self._loaded.kind != "ranking":
+        if self._vllm is not None or self._loaded.kind != "ranking":
             raise Unsupported(f"The model {request.access_code!r} cannot rerank documents.", param="model")
         async with self._turn:
             return Ranking(*await asyncio.to_thread(self._vectors.score, request.query, request.documents))

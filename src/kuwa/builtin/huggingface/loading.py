@@ -125,10 +125,12 @@ def _folder(source: Source, given: str, revision: str | None) -> Path:
 def _downloaded(name: str, revision: str, *, offline: bool, code: bool) -> Path:
     """The folder of a model on the hub. Where the hub cannot be asked, what was downloaded before serves."""
     from huggingface_hub import constants
+    from huggingface_hub.utils import logging as hub_logging
 
     from kuwa.executor.hub import CannotDownload, HubUnreachable, snapshot, snapshot_here
     from kuwa.executor.hub_progress import shown
 
+    hub_logging.set_verbosity_error()  # what goes wrong is said once, by us
     here = snapshot_here(name, revision)
     if offline or constants.HF_HUB_OFFLINE:
         if here is None:

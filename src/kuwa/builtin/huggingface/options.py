@@ -7,7 +7,7 @@ import argparse
 from kuwa.executor.media import WEB_CHOICES
 from kuwa.executor.options import Option, add_options
 
-ENGINES = ("auto", "slot", "interleave", "single")
+ENGINES = ("auto", "slot", "interleave", "single", "vllm")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 PARAMETERS = (
@@ -62,7 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="A generation option by its name; repeat for several",
     )
     engine = parser.add_argument_group("Engine Options")
-    engine.add_argument("--engine", choices=ENGINES, default="auto", help="How requests are computed together")
+    engine.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="How requests are computed together; vllm: by a vLLM server that is started",
+    )
     engine.add_argument("--max_batch_tokens", type=int, default=None, help="Most tokens computed in one step")
     engine.add_argument("--kv_cache_gb", type=float, default=None, help="Memory for the attention cache, in GiB")
     add_options(parser, PARAMETERS)

@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 from kuwa.executor.leash import die_with
+from kuwa.executor.supervision import Ready
 
 LOAD_FAILED = 4
 """The exit status after llama.cpp has refused the model."""
@@ -68,13 +69,6 @@ class ChildConfig(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str] = {}
     parent: int = 0
     api_key: str = ""
-
-
-class Ready(msgspec.Struct, frozen=True):
-    """The model is loaded, and llama.cpp listens at `url`. `system` is its own line about its build."""
-
-    url: str
-    system: str = ""
 
 
 def main() -> int:

@@ -149,7 +149,7 @@ class LlamaCppExecutor(LLMExecutor):
         return files
 
     async def _load(self) -> None:
-        from kuwa.builtin.llamacpp.engine import LoadFailed
+        from kuwa.executor.supervision import LoadFailed
 
         try:
             await self._engine.start()
