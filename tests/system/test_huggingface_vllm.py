@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from calls import chat, chat_text, fetch, old_chat, post_json, stream_chat
+from calls import chat, chat_text, old_chat, post_json, stream_chat
 from processes import REPOSITORY, Executor, Kernel, Stage, until
 
 
@@ -58,14 +58,15 @@ def test_what_vllm_refuses_is_said_and_old_turns_are_left_out_where_that_is_the_
     refused = chat(shared_kernel.url, "far", "hi", typical_p=0.5)
     assert (refused.status, refused.error["param"]) == (400, "typical_p")
     history = [{"msg": "word " * 60, "isbot": False}, {"msg": "yes", "isbot": True}, {"msg": "and now", "isbot": False}]
-    with old_chat(executor.url, "far", "", input=json.dumps(history)) as stream:
+    with old_chat(shared_kernel.url, "far", "", input=json.dumps(history)) as stream:
         assert stream.read().decode().startswith("and now 海🌊")
 
 
 def test_a_server_that_dies_is_started_again(executor: Executor, shared_kernel: Kernel) -> None:
     with stream_chat(executor.url, "far", "die") as stream:
         assert "engine_lost" in stream.read().decode()
-    until(lambda: fetch(executor.url + "/health").status == 204, "it was started again", timeout_s=30)
+    until(lambda: chat(executor.url, "far", "again").status == 200, "it was started again", timeout_s=30)
+    until(lambda: shared_kernel.ready("far"), "the kernel knows it")
     assert chat_text(shared_kernel.url, "far", "again").startswith("again 海🌊")
 
 

@@ -293,7 +293,7 @@ class HuggingfaceExecutor(LLMExecutor):
                 param="modelfile",
             )
         template, tokenizer = request.modelfile.template, self._loaded.tokenizer
-        messages = await asyncio.to_thread(self._prompter.for_template, request, template)
+        messages = await asyncio.to_thread(self._prompter.for_template, request)
         return await self._renderer.render(
             Job(template, messages, tokenizer.bos_token or "", tokenizer.eos_token or "")
         )

@@ -74,14 +74,15 @@ class Prompter:
             return self._chat(self._trimmed(request, messages, kwargs), request.tools, kwargs)
         return self._within(prompt)
 
-    def for_template(self, request: Request, template: str) -> list[Message]:
+    def for_template(self, request: Request) -> list[Message]:
         """The messages for a template that a request brings along, with the executor's system prompt; trimmed where
         they may be. What looks like a control token in them is marked, so that `of_rendered` knows it for text.
         """
         messages = with_system_prompt(request.messages, self._system_prompt)
         if request.trim_history:
             messages = self._trimmed(request, messages, {})
-        (marked,), *_ = self._tokenizer._mark_chat_inputs(template, [messages], None, None, {}, True, False)
+        # By the model's own template, which says what else is a control token: a stranger's is not even parsed here.
+        (marked,), *_ = self._tokenizer._mark_chat_inputs(self._template, [messages], None, None, {}, True, False)
         return marked
 
     def of_rendered(self, text: str) -> Prompt:

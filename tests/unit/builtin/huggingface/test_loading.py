@@ -129,6 +129,10 @@ def test_a_config_that_wants_code_asks_nobody_and_ends(folder: Path, tmp_path: P
     assert not canary.exists()
 
 
+# peft asks transformers by names that this is about to forget.
+OF_PEFT = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
 def adapter(folder: Path, base: Path, rank_of: str = "q_proj") -> Path:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -140,6 +144,7 @@ def adapter(folder: Path, base: Path, rank_of: str = "q_proj") -> Path:
     return folder
 
 
+@OF_PEFT
 def test_an_adapter_changes_what_the_model_says(sound: Path, tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -153,6 +158,7 @@ def test_an_adapter_changes_what_the_model_says(sound: Path, tmp_path: Path) -> 
     assert torch.allclose(found, expected, atol=1e-5)
 
 
+@OF_PEFT
 def test_an_adapter_that_does_not_fit_is_refused(sound: Path, tmp_path: Path) -> None:
     other = make_folder("tiny-gpt2", tmp_path / "gpt2")
     with pytest.raises(LoadFailed, match="does not fit this model"):
