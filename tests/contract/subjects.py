@@ -120,6 +120,8 @@ def _huggingface(model: str) -> Callable[[Stage], Subject]:
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3", "mistral-swa", "gpt2", "moe", "hybrid", "llava")
 """Each kind of attention and state that the engine of `huggingface` treats in a way of its own."""
+SAME_LIFE = frozenset(f"huggingface/{name}" for name in ARCHITECTURES[1:])
+"""They start and end as the first of their kind does, and each start takes seconds; see `--every_life`."""
 
 OURS: dict[str, Callable[[Stage], Subject]] = {
     "debug": _debug,

@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 TAIL_LINES = 30
 MAX_LINE_BYTES = 4096
 FIRST_BACKOFF_S = 0.1
-LAST_BACKOFF_S = 30.0
+LAST_BACKOFF_S = 5.0
 MOST_FAILED_LOADS = 8
-"""So many starts in a row that did not even load the model, and the engine is given up (after half a minute)."""
+"""So many starts in a row that did not even load the model, and the engine is given up (after some 15 s)."""
 NOTICE_EVERY_S = 10.0
 
 

@@ -171,6 +171,8 @@ def _load(source: Source) -> Loaded:
 
     config = _guarded(source, "its configuration", lambda: _config(source))
     kind = kind_of(config)
+    if getattr(config, "is_encoder_decoder", False):
+        raise LoadFailed(f"{source.name} is an encoder-decoder model; only models that go on from a text are served")
     tokenizer = _guarded(source, "its tokenizer", lambda: _tokenizer(source))
     processor = (
         _guarded(source, "its image processor", lambda: _processor(source, tokenizer)) if kind == "images" else None

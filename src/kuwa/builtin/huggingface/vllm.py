@@ -53,6 +53,8 @@ SAMPLING = (
     *("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("logit_bias", "seed", "stop"),
 )
+FORMS = {"json_schema": "json", "regex": "regex", "grammar": "grammar"}
+"""Options that say what form an answer has, and what vLLM calls them."""
 _CAUSE = re.compile(r"(?:\([^)]*\) *)?(?:ERROR [^\]]*\] )?(?=\w*(?:Error|Exception): )|vllm: error: ")
 """What the line of vLLM's log begins with that says why a model could not be loaded."""
 
@@ -110,6 +112,8 @@ def body_of(request: Request, options: Mapping[str, Any], messages: Sequence[Mes
         raise Unsupported("vLLM knows no typical_p.", param="typical_p")
     body: Fields = {name: request.body[name] for name in PASSED_ON if request.body.get(name) is not None}
     body |= {name: options[name] for name in SAMPLING if options.get(name) is not None}
+    if form := {theirs: options[name] for name, theirs in FORMS.items() if options.get(name)}:
+        body["structured_outputs"] = form
     body["temperature"] = float(options.get("temperature", 1.0)) if options["do_sample"] else 0.0
     if "max_tokens" in request.parameters or request.kind == "completion":
         body["max_tokens"] = options["max_new_tokens"]  # else vLLM takes what the context leaves

@@ -88,6 +88,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights that are a GGUF file": (as_gguf, "kuwa-executor llamacpp"),
     "an index without its weights": (split_and_lost, "could not be read"),
     "an adapter alone": (an_adapter, "--lora"),
+    "a model that translates": (lambda f: change(f / "config.json", model_type="t5"), "encoder-decoder"),
     "an unknown architecture": (lambda f: change(f / "config.json", model_type="nobody"), "does not know"),
 }
 

@@ -97,6 +97,11 @@ def test_without_drawing_the_likeliest_is_taken() -> None:
         body_of(request(), {"do_sample": False, "max_new_tokens": 9, "typical_p": 0.5}, [], "model")
 
 
+def test_the_form_of_an_answer_is_handed_on() -> None:
+    options = {"do_sample": False, "max_new_tokens": 9, "json_schema": {"type": "object"}}
+    assert body_of(request(), options, [], "model")["structured_outputs"] == {"json": {"type": "object"}}
+
+
 def test_images_travel_inside_the_request() -> None:
     image = {"type": "image_url", "image_url": {"url": "http://example.org/a.png"}}
     messages = [{"role": "user", "content": [{"type": "text", "text": "see"}, image]}]
