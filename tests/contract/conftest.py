@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from contract.subjects import OURS, House, Subject
+from contract.subjects import OURS, SAME_LIFE, House, Subject
 from processes import Stage
 
 
@@ -30,11 +30,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="COMMAND",
         help="run the contract on `kuwa-executor COMMAND` instead of on our own executors",
     )
+    parser.addoption(
+        "--every_life", action="store_true", help="start and end the huggingface executor with each kind of model"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "subject" in metafunc.fixturenames:
         names: list[str] = metafunc.config.getoption("--executor", default=None) or list(OURS)
+        of_life = metafunc.cls is not None and metafunc.cls.__name__ == "TestLife"
+        if of_life and not metafunc.config.getoption("--every_life", default=False):
+            names = [name for name in names if name not in SAME_LIFE]
         # With `--dist loadgroup` one worker runs all of a subject's tests, so that each is started once.
         params = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
         metafunc.parametrize("subject", params, ids=[name.replace("/", "_") for name in names], indirect=True)

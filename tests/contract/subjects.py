@@ -108,12 +108,20 @@ def _llamacpp(stage: Stage) -> Subject:
     return Subject("llamacpp", ["llamacpp", "--model_path", str(model)])
 
 
-def _huggingface(stage: Stage) -> Subject:
-    from tiny_models import make_folder  # needs torch, which the others do not
+def _huggingface(model: str) -> Callable[[Stage], Subject]:
+    def subject(stage: Stage) -> Subject:
+        from tiny_models import make_folder  # needs torch, which the others do not
 
-    model = make_folder("tiny-llama", stage.folder / "tiny-llama")
-    return Subject("huggingface", ["huggingface", "--model_path", str(model), "--max_new_tokens", "60"])
+        folder = make_folder(model, stage.folder / model)
+        return Subject(model, ["huggingface", "--model_path", str(folder), "--max_new_tokens", "60"])
 
+    return subject
+
+
+ARCHITECTURES = ("llama", "qwen3", "gemma3", "mistral-swa", "gpt2", "moe", "hybrid", "llava")
+"""Each kind of attention and state that the engine of `huggingface` treats in a way of its own."""
+SAME_LIFE = frozenset(f"huggingface/{name}" for name in ARCHITECTURES[1:])
+"""They start and end as the first of their kind does, and each start takes seconds; see `--every_life`."""
 
 OURS: dict[str, Callable[[Stage], Subject]] = {
     "debug": _debug,
@@ -124,5 +132,5 @@ OURS: dict[str, Callable[[Stage], Subject]] = {
     "chatgpt": _chatgpt,
     "geminipro": _geminipro,
     "llamacpp": _llamacpp,
-    "huggingface": _huggingface,
+    **{f"huggingface/{name}": _huggingface(f"tiny-{name}") for name in ARCHITECTURES},
 }

@@ -20,8 +20,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub:
     """`files` of the one repository `owner/repo`. `cuts`: after how many bytes each coming download is cut off.
 
-    `ranges` is what each download asked for. `claimed_size` is announced instead of the true one, `damaged` files
-    are sent with their first byte changed.
+    `ranges` is what each download asked for, `fetched` which file. All `revisions` hold the same files. `claimed_size`
+    is announced instead of the true one, `damaged` files are sent with their first byte changed.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
@@ -31,6 +31,8 @@ class Hub:
         self.claimed_size = 0
         self.damaged: set[str] = set()
         self.knows_ranges = True
+        self.revisions = {"main"}
+        self.fetched: list[str] = []
         self.pause = threading.Event()
         self.pause.set()
         self.url = ""
@@ -78,13 +80,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         path = urlsplit(self.path).path
-        prefix = "/owner/repo/resolve/main/"
-        if path == "/api/models/owner/repo/tree/main":
-            files = self.hub.files.items()
-            self._json([{"type": "file", "path": name, "oid": COMMIT, "size": len(data)} for name, data in files])
-        elif not path.startswith(prefix):
+        tree, files = "/api/models/owner/repo/tree/", "/owner/repo/resolve/"
+        prefix = next((known for known in (tree, files) if path.startswith(known)), None)
+        if prefix is None:
             self._refuse("RepoNotFound")
-        elif (name := path.removeprefix(prefix)) not in self.hub.files:
+            return
+        revision, _, name = path.removeprefix(prefix).partition("/")
+        if revision not in self.hub.revisions:
+            self._refuse("RevisionNotFound")
+        elif prefix == tree:
+            self._json([_entry(*file) for file in self.hub.files.items()])
+        elif name not in self.hub.files:
             self._refuse("EntryNotFound")
         else:
             self._file(name, self.hub.files[name], with_body=with_body)
@@ -115,6 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not with_body:
             return
         self.hub.ranges.append(asked)
+        self.hub.fetched.append(name)
         if name in self.hub.damaged:
             data = bytes([data[0] ^ 1]) + data[1:]
         end = start + self.hub.cuts.pop(0) if self.hub.cuts else len(data)
@@ -123,3 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.pause.wait(30)
         self.wfile.write(data[middle:end])
         self.close_connection = True
+
+
+def _entry(name: str, data: bytes) -> dict[str, Any]:
+    stored = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+    return {"type": "file", "path": name, "oid": COMMIT, "size": len(data), "lfs": stored}

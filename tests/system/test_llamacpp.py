@@ -19,8 +19,9 @@ import pytest
 
 from calls import chat, chat_text, fetch, old_chat, post_json, stream_chat
 from kuwa.builtin.llamacpp.child import Adapter, ChildConfig, server_arguments
-from kuwa.builtin.llamacpp.engine import Engine, LoadFailed
+from kuwa.builtin.llamacpp.engine import Engine
 from kuwa.builtin.llamacpp.maker import GUIDE_FILE, make_scripted, make_tiny, make_welcome
+from kuwa.executor.supervision import LoadFailed
 from kuwa.wire.errors import EngineLost
 from processes import REPOSITORY, Executor, Kernel, Process, Stage, until
 

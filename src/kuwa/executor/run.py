@@ -170,8 +170,8 @@ class _Life:
     # ---- setup ---------------------------------------------------------------------------------------------
 
     async def _set_up(self) -> bool:
-        """Run `setup()` and announce the executor; False where a signal came first."""
-        setup = asyncio.ensure_future(_setup(self.executor))
+        """Run `setup()` and `serve_startup()` and announce the executor; False where a signal came first."""
+        setup = asyncio.ensure_future(_start_up(self.executor))
         signalled = asyncio.ensure_future(self.signalled.wait())
         try:
             await asyncio.wait([setup, signalled], timeout=QUICK_SETUP_S, return_when=asyncio.FIRST_COMPLETED)
@@ -183,7 +183,6 @@ class _Life:
                 self._check_refusal()
                 return False
             setup.result()
-            await self.executor.serve_startup()
             for code in self.executor.access_codes:
                 check_access_code(code)
         except Exception as error:
@@ -329,6 +328,11 @@ class _Rate:
         since, self._at = now - self._at, now
         made, self._count = count - self._count, count
         return round(made / since, 1) if since > 0 else 0.0
+
+
+async def _start_up(executor: LLMExecutor) -> None:
+    await _setup(executor)
+    await executor.serve_startup()
 
 
 async def _setup(executor: LLMExecutor) -> None:

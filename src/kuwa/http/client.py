@@ -10,7 +10,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from kuwa.http.framing import HeaderPair, ResponseHead
@@ -140,13 +140,17 @@ async def open_stream(
     head_timeout_s: float | None = None,
     tls: ssl.SSLContext | None = None,
     pool: UpstreamPool | None = None,
+    address: str = "",
 ) -> AsyncGenerator[StreamedResponse]:
     """Send a request and give its response once the head has come. Leaving the block cuts the connection, unless
-    `pool` is given and the response was read to its end: then the pool keeps it for the next request.
+    `pool` is given and the response was read to its end: then the pool keeps it for the next request. With `address`
+    the connection goes there, whatever the host of `url` resolves to.
 
     Raises NoReplica (cannot connect), UpstreamTimeout (no head in time), UpstreamLost, BadUpstream.
     """
     origin = Origin.of(url)
+    if address:
+        origin = replace(origin, address=address)
     request = encode_request(method, url, origin, headers, body)
     idle = pool.take(origin) if pool is not None else None
     connections = pool or UpstreamPool(tls=tls)

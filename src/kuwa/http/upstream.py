@@ -38,12 +38,14 @@ class Origin:
     """Where to connect: scheme, host and port, and the Host header that goes with them.
 
     `of` gives one object for one origin, so that they are compared and hashed by identity: the pool is keyed by them.
+    `address`: the host, resolved by somebody who has looked at it; empty: whatever it resolves to.
     """
 
     scheme: str
     host: str
     port: int
     host_header: bytes
+    address: str = ""
 
     @classmethod
     def of(cls, url: str) -> Origin:
@@ -300,7 +302,7 @@ class UpstreamPool:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await loop.create_connection(
                     lambda: UpstreamConnection(self, origin),
-                    origin.host,
+                    origin.address or origin.host,
                     origin.port,
                     ssl=tls,
                     server_hostname=origin.host if tls is not None else None,

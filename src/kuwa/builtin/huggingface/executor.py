@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from kuwa.executor import (
     RerankRequest,
     SetupFailed,
 )
-from kuwa.executor.chunks import Chunk, Progress, Usage
+from kuwa.executor.chunks import Chunk, Progress, RawEvents, Usage
+from kuwa.executor.media import fetch_images
 from kuwa.executor.options import collect
 from kuwa.executor.prompt import UnknownTemplate, resolve_template
 from kuwa.wire.errors import InvalidRequest, Unsupported
@@ -30,6 +31,7 @@ from kuwa.wire.errors import InvalidRequest, Unsupported
 if TYPE_CHECKING:
     from kuwa.builtin.huggingface.answer import ChoiceAnswer
     from kuwa.builtin.huggingface.loading import Source
+    from kuwa.builtin.huggingface.vllm import Vllm
     from kuwa.engine.request import Generation
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class HuggingfaceExecutor(LLMExecutor):
     concurrency = 16
     capabilities = ("tools", "logprobs", "n")
     handles_stop = True
+    _vllm: Vllm | None = None
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
         add_arguments(parser)
@@ -64,6 +67,9 @@ class HuggingfaceExecutor(LLMExecutor):
         """Load the model, try its chat template, choose and size its engine. Raises SetupFailed, UsageError."""
         self._defaults_without_model()
         source = self._source()
+        if self.args.engine == "vllm":
+            self._prepare_vllm()
+            return
         if self.args.visible_gpu is not None:
             # torch reads it when it is imported, which `load` does first of all.
             os.environ["CUDA_VISIBLE_DEVICES"] = self.args.visible_gpu  # noqa: TID251 - set, not read
@@ -73,10 +79,10 @@ class HuggingfaceExecutor(LLMExecutor):
             self._loaded = load(source)
         except LoadFailed as error:
             raise SetupFailed(str(error)) from error
-        if self._loaded.kind in ("embedding", "ranking"):
-            self._prepare_vectors()
-        else:
+        if self._makes_text:
             self._prepare_chat()
+        else:
+            self._prepare_vectors()
 
     def _defaults_without_model(self) -> None:
         """Everything about the command line that can be wrong, before minutes are spent on a model."""
@@ -130,6 +136,17 @@ class HuggingfaceExecutor(LLMExecutor):
             raise SetupFailed(f"the chat template {given!r} cannot be read: {error}") from error
         return CHATML if template == "chatml" else template
 
+    def _prepare_vllm(self) -> None:
+        from kuwa.builtin.huggingface.vllm import Vllm, arguments, find_vllm
+
+        command = [find_vllm(self.environment), *arguments(self.args, self.concurrency, self._template)]
+        options = collect(argparse.Namespace(**self._given), PARAMETERS, self._file)
+        self.capabilities = (*type(self).capabilities, "images", "response_format", "echo")
+        self._vllm = Vllm(command, self.args, options, self._system_prompt())
+
+    def _system_prompt(self) -> str:
+        return "" if self.args.no_system_prompt else self.args.system_prompt or ""
+
     def _prepare_chat(self) -> None:
         from kuwa.builtin.huggingface.prompting import BadTemplate, Prompter
         from kuwa.builtin.huggingface.sampling import own_options
@@ -140,10 +157,14 @@ class HuggingfaceExecutor(LLMExecutor):
         own = own_options(loaded.generation_config)
         self._options = collect(argparse.Namespace(**self._given), PARAMETERS, {**own, **self._file})
         budget = None if self.args.kv_cache_gb is None else int(self.args.kv_cache_gb * GIB)
+        # What is packed into one sequence has no room for images.
+        sees = loaded.processor is not None and self.args.engine != "slot"
+        if sees:
+            self.capabilities = (*type(self).capabilities, "images")
         try:
             backend = backend_for(
                 loaded.model,
-                self.args.engine,
+                "interleave" if sees and self.args.engine == "auto" else self.args.engine,
                 slots=self.concurrency,
                 context=loaded.context_length,
                 step_tokens=self.args.max_batch_tokens,
@@ -155,50 +176,83 @@ class HuggingfaceExecutor(LLMExecutor):
         self.context_length = backend.limits.length
         self._vocabulary = int(loaded.config.get_text_config().vocab_size)
         limit = min(self.args.limit, self.context_length - 1)
-        system = "" if self.args.no_system_prompt else self.args.system_prompt or ""
         try:
             self._prompter = Prompter(
                 loaded.tokenizer,
                 template=self._template,
-                system_prompt=system,
+                system_prompt=self._system_prompt(),
                 limit=limit,
                 vocabulary=self._vocabulary,
+                processor=loaded.processor,
             )
         except BadTemplate as error:
             raise SetupFailed(f"{error}; give another --override_chat_template") from error
         self._decode = _decoder(loaded.tokenizer)
 
     def _prepare_vectors(self) -> None:
-        from kuwa.builtin.huggingface.vectors import Vectors, pooling_of
+        from kuwa.builtin.huggingface.vectors import UnknownRecipe, Vectors, recipe_of
 
         loaded = self._loaded
+        try:
+            recipe = recipe_of(loaded.folder)
+        except UnknownRecipe as error:
+            raise SetupFailed(f"{self.args.model_path} cannot be served: {error}") from error
         longest = getattr(loaded.tokenizer, "model_max_length", loaded.context_length)
-        self.context_length = min(loaded.context_length, int(longest))
-        folder = Path(getattr(loaded.config, "name_or_path", "") or self.args.model_path).expanduser()
-        self._vectors = Vectors(loaded.model, loaded.tokenizer, length=self.context_length, pooling=pooling_of(folder))
+        self.context_length = min(loaded.context_length, int(longest), recipe.length or loaded.context_length)
+        self._vectors = Vectors(loaded.model, loaded.tokenizer, length=self.context_length, recipe=recipe)
         self._turn = asyncio.Lock()
 
     async def serve_startup(self) -> None:
-        if self._loaded.kind in ("text", "images"):
+        if self._vllm is not None:
+            await self._start_vllm(self._vllm)
+        elif self._makes_text:
             from kuwa.engine.loop import Engine
+            from kuwa.executor.renderer import Renderer
 
+            self._renderer = Renderer()
             self._engine = Engine(self._backend)
             self._engine.start()
 
+    async def _start_vllm(self, vllm: Vllm) -> None:
+        from kuwa.executor.supervision import LoadFailed
+
+        vllm.gave_up = self.give_up
+        try:
+            await vllm.start()
+        except LoadFailed as error:
+            raise SetupFailed(f"vLLM could not load {self.args.model_path}: {error}") from error
+        self.context_length = await vllm.context_length()
+
     async def shutdown(self) -> None:
-        if self._loaded.kind in ("text", "images"):
+        if self._vllm is not None:
+            await self._vllm.stop()
+        elif self._makes_text:
+            await self._renderer.stop()
             await self._engine.close()
 
     def healthy(self) -> str:
-        return self._engine.trouble if self._loaded.kind in ("text", "images") else ""
+        if self._vllm is not None:
+            return self._vllm.trouble
+        return self._engine.trouble if self._makes_text else ""
+
+    @property
+    def _makes_text(self) -> bool:
+        return self._loaded.kind in ("text", "images")
 
     # ---- requests ------------------------------------------------------------------------------------------
 
     async def llm_compute(self, request: Request) -> AsyncIterator[Chunk]:
-        if self._loaded.kind in ("embedding", "ranking"):
+        if self._vllm is not None:
+            async with aclosing(self._vllm.answer(request)) as reads:
+                async for datas in reads:
+                    yield RawEvents(datas)
+            return
+        if not self._makes_text:
             raise Unsupported(f"The model {request.access_code!r} makes no text.", param="model")
+        rendered = await self._rendered(request) if request.modelfile.template else None
+        images = await fetch_images(request.messages, self.args.image_urls)
         # In a thread: rendering and tokenizing a long conversation takes longer than others should wait.
-        question = await asyncio.to_thread(self._question, request)
+        question = await asyncio.to_thread(self._question, request, images, rendered)
         tally = Tally(len(question.prompt))
         streams = [self._choice(g, a, tally) for g, a in zip(question.generations, question.answers, strict=True)]
         async with aclosing(streams[0] if len(streams) == 1 else merged(streams)) as chunks:
@@ -228,23 +282,45 @@ class HuggingfaceExecutor(LLMExecutor):
                 if answer.stopped:
                     return
 
-    def _question(self, request: Request) -> Question:
+    async def _rendered(self, request: Request) -> str:
+        """The prompt by the template that the request brings along: a stranger's program, run in a sandbox."""
+        from kuwa.executor.renderer import Job
+
+        wants_format = (request.response_format or {}).get("type", "text") != "text"
+        if (
+            wants_format
+            or request.tools
+            or any(isinstance(message.get("content"), list) for message in request.messages)
+        ):
+            raise Unsupported(
+                "A Modelfile's template goes with text alone: not with tools, images or a response format.",
+                param="modelfile",
+            )
+        template, tokenizer = request.modelfile.template, self._loaded.tokenizer
+        messages = await asyncio.to_thread(self._prompter.for_template, request)
+        return await self._renderer.render(
+            Job(template, messages, tokenizer.bos_token or "", tokenizer.eos_token or "")
+        )
+
+    def _question(self, request: Request, images: Sequence[bytes], rendered: str | None) -> Question:
         """What the engine is to compute for `request`. Raises what the client is to read."""
         from kuwa.builtin.huggingface.answer import ChoiceAnswer
         from kuwa.builtin.huggingface.parts import THINK, PartReader
+        from kuwa.builtin.huggingface.pictures import placed
         from kuwa.builtin.huggingface.sampling import options_of, samplings, stop_tokens
         from kuwa.engine.request import Generation
 
-        if request.modelfile.template:
-            raise Unsupported(
-                "huggingface renders one chat template for all requests; start the executor with "
-                "--override_chat_template instead of giving a template in the Modelfile.",
-                param="modelfile",
-            )
         options = options_of(request, self._options)
         drawn_by = samplings(request, options, self._vocabulary)
         stops = self._loaded.stops | stop_tokens(request, self._vocabulary)
-        prompt = self._prompter.fitting(request, _template_kwargs(request))
+        if images:
+            request.messages = placed(request.messages, images)
+        prompter = self._prompter
+        if rendered is not None:
+            made = prompter.of_rendered(rendered)
+        else:
+            made = prompter.fitting(request, _template_kwargs(request))
+        prompt, inputs = made.ids, self._inputs(made.inputs)
         most = min(options["max_new_tokens"], self.context_length - len(prompt))
         thinks = request.kind == "chat" and self._decode(prompt[-4:]).rstrip().endswith(THINK[0])
         question = Question(prompt, [], [])
@@ -261,11 +337,23 @@ class HuggingfaceExecutor(LLMExecutor):
                     logprobs=sampling.logprobs is not None,
                 )
             )
-            question.generations.append(Generation(prompt=prompt, max_tokens=most, sampling=sampling, stops=stops))
+            question.generations.append(
+                Generation(prompt=prompt, max_tokens=most, sampling=sampling, stops=stops, inputs=inputs)
+            )
         return question
 
+    def _inputs(self, made: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """The numbers of images in the number format of the model."""
+        import torch
+
+        if made is None:
+            return None
+        dtype = self._loaded.model.dtype
+        floats = {name for name, value in made.items() if torch.is_tensor(value) and value.is_floating_point()}
+        return {name: value.to(dtype) if name in floats else value for name, value in made.items()}
+
     async def embed(self, request: EmbedRequest) -> Embeddings:
-        if self._loaded.kind != "embedding":
+        if self._vllm is not None or self._loaded.kind != "embedding":
             raise Unsupported(f"The model {request.access_code!r} makes no embeddings.", param="model")
         if request.dimensions is not None:
             raise Unsupported("This model's vectors cannot be shortened.", param="dimensions")
@@ -273,7 +361,7 @@ class HuggingfaceExecutor(LLMExecutor):
             return Embeddings(*await asyncio.to_thread(self._vectors.embed, request.inputs))
 
     async def rerank(self, request: RerankRequest) -> Ranking:
-        if self._loaded.kind != "ranking":
+        if self._vllm is not None or self._loaded.kind != "ranking":
             raise Unsupported(f"The model {request.access_code!r} cannot rerank documents.", param="model")
         async with self._turn:
             return Ranking(*await asyncio.to_thread(self._vectors.score, request.query, request.documents))

@@ -8,17 +8,21 @@ that is random in one layer still answers.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from kuwa.builtin.huggingface.placement import placement, quantisation, why_not_quantised
+
 log = logging.getLogger(__name__)
 
 Kind = Literal["text", "images", "embedding", "ranking"]
 PROGRESS_STEP = 0.2
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 
 class LoadFailed(Exception):
@@ -27,9 +31,10 @@ class LoadFailed(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What to load and how. `path` is a folder or a hub name."""
+    """What to load and how. `path` is a folder or a hub name; once it is a folder, `name` is what was given."""
 
     path: str
+    name: str = ""
     tokenizer: str | None = None
     revision: str | None = None
     lora: str | None = None
@@ -41,20 +46,24 @@ class Source:
 
 @dataclass(slots=True)
 class Loaded:
-    """`model` is in evaluation mode on its device."""
+    """`model` is in evaluation mode on its device, made of `folder`. `processor`: what makes its inputs of images, of a
+    model that sees."""
 
     kind: Kind
+    folder: Path
     model: Any
     tokenizer: Any
     config: Any
     generation_config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     stops: frozenset[int] = frozenset()
     context_length: int = 0
+    processor: Any | None = None
 
 
 def load(source: Source) -> Loaded:
     """Raises LoadFailed."""
     _check_installed(source)
+    source = _on_this_disk(source)
     _check_folder(source)
     from transformers.utils import logging as hf_logging
 
@@ -67,31 +76,88 @@ def load(source: Source) -> Loaded:
 
 
 def _check_installed(source: Source) -> None:
-    missing = [name for name in ("torch", "transformers", "accelerate") if find_spec(name) is None]
+    missing = [name for name in ("torch", "transformers", "accelerate", "huggingface_hub") if find_spec(name) is None]
     if missing:
         raise LoadFailed(f"{' and '.join(missing)} not installed here; install with: pip install 'kuwa[huggingface]'")
-    if source.bits and find_spec("bitsandbytes") is None:
-        raise LoadFailed(f"--load_{source.bits}bits needs bitsandbytes; install it with: pip install bitsandbytes")
+    installed = find_spec("bitsandbytes") is not None
+    if fault := why_not_quantised(source.bits, installed=installed, gpus=1 if not installed else len(_free_memory())):
+        raise LoadFailed(fault)
     if source.lora and find_spec("peft") is None:
         raise LoadFailed("--lora needs peft; install it with: pip install peft")
 
 
 def _check_folder(source: Source) -> None:
     """What can be said better than transformers says it."""
-    path = Path(source.path).expanduser()
+    path = Path(source.path)
+    if not (path / "config.json").is_file():
+        hint = "; an adapter is put on its model with --lora" if (path / "adapter_config.json").is_file() else ""
+        raise LoadFailed(f"{source.name} holds no config.json, so it is no transformers model folder{hint}")
+    weights = [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]
+    if not weights:
+        others = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for p in path.glob(pattern)]
+        hint = f"; {others[0]} is not read, since " + _why_not(others[0]) if others else ""
+        raise LoadFailed(f"{source.name} holds no weights (*.safetensors){hint}")
+
+
+def _on_this_disk(source: Source) -> Source:
+    """The same with folders for all that was named; what is on the hub is downloaded. Raises LoadFailed."""
+    return replace(
+        source,
+        name=source.path,
+        path=str(_folder(source, source.path, source.revision)),
+        tokenizer=str(_folder(source, source.tokenizer, None)) if source.tokenizer else None,
+        lora=str(_folder(source, source.lora, None)) if source.lora else None,
+    )
+
+
+def _folder(source: Source, given: str, revision: str | None) -> Path:
+    path = Path(given).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise LoadFailed(f"{path} holds no config.json, so it is no transformers model folder")
-        weights = [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]
-        if not weights:
-            others = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for p in path.glob(pattern)]
-            hint = f"; {others[0]} is not read, since " + _why_not(others[0]) if others else ""
-            raise LoadFailed(f"{path} holds no weights (*.safetensors){hint}")
-    elif path.is_file():
+        return path
+    if path.is_file():
         what = "a GGUF file; serve it with: kuwa-executor llamacpp" if path.suffix == ".gguf" else "a file"
-        raise LoadFailed(f"--model_path {path} is {what}; huggingface needs a folder or a hub name")
-    elif source.path.startswith((".", "/", "~")) or source.path.count("/") > 1:
+        raise LoadFailed(f"{path} is {what}; huggingface needs a folder or a hub name")
+    if not _HUB_NAME.fullmatch(given):
         raise LoadFailed(f"there is no folder {path}")
+    return _downloaded(given, revision or "main", offline=source.offline, code=source.trust_remote_code)
+
+
+def _downloaded(name: str, revision: str, *, offline: bool, code: bool) -> Path:
+    """The folder of a model on the hub. Where the hub cannot be asked, what was downloaded before serves."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import logging as hub_logging
+
+    from kuwa.executor.hub import CannotDownload, HubUnreachable, snapshot, snapshot_here
+    from kuwa.executor.hub_progress import shown
+
+    hub_logging.set_verbosity_error()  # what goes wrong is said once, by us
+    here = snapshot_here(name, revision)
+    if offline or constants.HF_HUB_OFFLINE:
+        if here is None:
+            how = "--offline" if offline else "HF_HUB_OFFLINE"
+            raise LoadFailed(f"{name} is not on this machine, and {how} forbids to ask the hub")
+        return here
+    try:
+        with shown() as report:
+            return snapshot(name, revision, lambda file: is_wanted(file, code=code), report)
+    except HubUnreachable as error:
+        if here is None:
+            raise LoadFailed(str(error)) from error
+        log.warning("%s What was downloaded before is served.", error)
+        return here
+    except CannotDownload as error:
+        raise LoadFailed(str(error)) from error
+
+
+def is_wanted(file: str, *, code: bool) -> bool:
+    """Whether a model is made of this file of its repository: no other formats of the same weights, no `code` unless
+    it is to be run."""
+    if "/" in file:
+        return bool(re.fullmatch(r"\d+_\w+/config\.json|additional_chat_templates/[\w-]+\.jinja", file))
+    name, _, kind = file.rpartition(".")
+    if kind == "safetensors":
+        return not name.startswith("consolidated") and not re.fullmatch(r"model\.\w+", name)
+    return kind in ("json", "txt", "model", "jinja", "tiktoken") or (code and kind == "py")
 
 
 def _why_not(name: str) -> str:
@@ -105,8 +171,13 @@ def _load(source: Source) -> Loaded:
 
     config = _guarded(source, "its configuration", lambda: _config(source))
     kind = kind_of(config)
+    if getattr(config, "is_encoder_decoder", False):
+        raise LoadFailed(f"{source.name} is an encoder-decoder model; only models that go on from a text are served")
     tokenizer = _guarded(source, "its tokenizer", lambda: _tokenizer(source))
-    log.info("loading %s (%s)", source.path, ", ".join(config.architectures or ["unknown architecture"]))
+    processor = (
+        _guarded(source, "its image processor", lambda: _processor(source, tokenizer)) if kind == "images" else None
+    )
+    log.info("loading %s (%s)", source.name, ", ".join(config.architectures or ["unknown architecture"]))
     model = _guarded(source, "its weights", lambda: _model(source, config, kind))
     model.eval()
     torch.set_grad_enabled(mode=False)
@@ -115,12 +186,14 @@ def _load(source: Source) -> Loaded:
         own = model.generation_config.to_diff_dict()
     return Loaded(
         kind=kind,
+        folder=Path(source.path),
         model=model,
         tokenizer=tokenizer,
         config=config,
         generation_config=own,
         stops=_stops(own, config, tokenizer),
         context_length=_context_length(config, tokenizer),
+        processor=processor,
     )
 
 
@@ -150,20 +223,15 @@ def _common(source: Source) -> dict[str, Any]:
     }
 
 
-def _where(source: Source) -> str:
-    path = Path(source.path).expanduser()
-    return str(path) if path.is_dir() else source.path
-
-
 def _config(source: Source) -> Any:
-    return _transformers().AutoConfig.from_pretrained(_where(source), **_common(source))
+    return _transformers().AutoConfig.from_pretrained(source.path, **_common(source))
 
 
 def _tokenizer(source: Source) -> Any:
     common = _common(source)
     if source.tokenizer:
         common["revision"] = None
-    tokenizer = _transformers().AutoTokenizer.from_pretrained(source.tokenizer or _where(source), **common)
+    tokenizer = _transformers().AutoTokenizer.from_pretrained(source.tokenizer or source.path, **common)
     fast = getattr(tokenizer, "_tokenizer", None)
     if fast is not None:
         # A tokenizer that truncates or pads is changed by each call, and cannot be used by two threads.
@@ -172,9 +240,15 @@ def _tokenizer(source: Source) -> Any:
     return tokenizer
 
 
-def _model(source: Source, config: Any, kind: Kind) -> Any:
-    import torch
+def _processor(source: Source, tokenizer: Any) -> Any:
+    if find_spec("PIL") is None:
+        raise LoadFailed("images need Pillow, which is not installed; install with: pip install 'kuwa[huggingface]'")
+    processor = _transformers().AutoProcessor.from_pretrained(source.path, **_common(source))
+    processor.tokenizer = tokenizer
+    return processor
 
+
+def _model(source: Source, config: Any, kind: Kind) -> Any:
     transformers = _transformers()
     auto = {
         "text": "AutoModelForCausalLM",
@@ -186,15 +260,36 @@ def _model(source: Source, config: Any, kind: Kind) -> Any:
     # Weights of another shape are to be reported by name; `_check_complete` refuses them.
     given["ignore_mismatched_sizes"] = True
     if source.bits:
-        eight, four = source.bits == 8, source.bits == 4
-        given["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=eight, load_in_4bit=four)
-    if torch.cuda.is_available():
-        given["device_map"] = "auto" if torch.cuda.device_count() > 1 else {"": 0}
-    model, told = getattr(transformers, auto).from_pretrained(_where(source), output_loading_info=True, **given)
+        given["quantization_config"] = transformers.BitsAndBytesConfig(**quantisation(source.bits))
+    given |= placement(_free_memory())
+    model, told = getattr(transformers, auto).from_pretrained(source.path, output_loading_info=True, **given)
     _check_complete(told)
     if source.lora:
-        model.load_adapter(source.lora, adapter_kwargs={"local_files_only": source.offline})
+        _put_on(model, source.lora)
     return model
+
+
+def _free_memory() -> list[int]:
+    """The free bytes of each GPU that may be used."""
+    import torch
+
+    return [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
+
+
+def _put_on(model: Any, adapter: str) -> None:
+    """Add a LoRA adapter's weights to the model's. Raises LoadFailed."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (Path(adapter) / name).is_file():
+            raise LoadFailed(f"--lora {adapter} holds no {name}, so it is no adapter")
+    try:
+        told = model.load_adapter(adapter)
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise LoadFailed(
+            f"--lora {adapter} does not fit this model ({_first(' '.join(str(error).split()))})"
+        ) from error
+    wrong = [*(told.missing_keys or ()), *(told.unexpected_keys or ()), *(told.mismatched_keys or ())]
+    if wrong:
+        raise LoadFailed(f"--lora {adapter} does not fit this model: {_some(sorted(map(str, wrong)))}")
 
 
 def _check_complete(told: Mapping[str, Any]) -> None:
@@ -240,9 +335,9 @@ def _guarded(source: Source, what: str, work: Callable[[], Any]) -> Any:
     try:
         return work()
     except LoadFailed as error:
-        raise LoadFailed(f"{source.path} cannot be loaded: {error}") from error
+        raise LoadFailed(f"{source.name} cannot be loaded: {error}") from error
     except Exception as error:
-        raise LoadFailed(f"{source.path} cannot be loaded: {explained(error, what)}") from error
+        raise LoadFailed(f"{source.name} cannot be loaded: {explained(error, what)}") from error
 
 
 def explained(error: Exception, what: str) -> str:

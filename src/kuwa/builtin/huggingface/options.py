@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from kuwa.executor.media import WEB_CHOICES
 from kuwa.executor.options import Option, add_options
 
-ENGINES = ("auto", "slot", "interleave", "single")
+ENGINES = ("auto", "slot", "interleave", "single", "vllm")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 PARAMETERS = (
@@ -45,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--override_chat_template", default=None, help="A Jinja chat template, or the path of a file with one"
     )
+    model.add_argument(
+        "--image_urls",
+        choices=WEB_CHOICES,
+        default="public",
+        help="Fetch images that requests name by URL: from public addresses, from any (private networks too), or never",
+    )
     model.add_argument("--limit", type=int, default=3072, help="Most tokens of a prompt")
     model.add_argument("--timeout", type=float, default=10.0, help="Seconds to wait for the next token")
     model.add_argument(
@@ -55,7 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="A generation option by its name; repeat for several",
     )
     engine = parser.add_argument_group("Engine Options")
-    engine.add_argument("--engine", choices=ENGINES, default="auto", help="How requests are computed together")
+    engine.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="How requests are computed together; vllm: by a vLLM server that is started",
+    )
     engine.add_argument("--max_batch_tokens", type=int, default=None, help="Most tokens computed in one step")
     engine.add_argument("--kv_cache_gb", type=float, default=None, help="Memory for the attention cache, in GiB")
     add_options(parser, PARAMETERS)

@@ -1,15 +1,16 @@
 """Models that make a vector of a text, or a score of a query and a document. The executor calls this in a thread.
 
-How token vectors become one is read from the model's folder (`1_Pooling/config.json`, as sentence-transformers
-writes it); without that file their mean is taken. Vectors have length 1.
+How token vectors become one is read from the model's folder as sentence-transformers writes it (`modules.json` and
+what it names); of a folder without that, their mean is taken and given length 1.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,33 +21,77 @@ BATCH_TOKENS = 8192
 """Texts of similar length are computed together, with their padding at most so many tokens."""
 
 _MODES = {
-    "pooling_mode_cls_token": "first",
-    "pooling_mode_lasttoken": "last",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
+    "cls_token": "first",
+    "cls": "first",
+    "lasttoken": "last",
+    "max_tokens": "max",
+    "max": "max",
+    "mean_tokens": "mean",
+    "mean": "mean",
+    "mean_sqrt_len_tokens": "root",
+    "mean_sqrt_len": "root",
+    "weightedmean_tokens": "weighted",
+    "weightedmean": "weighted",
 }
 
 
-def pooling_of(folder: Path) -> str:
-    """`first`, `last`, `mean` or `max`, as the folder says."""
-    path = folder / "1_Pooling" / "config.json"
-    if not path.is_file():
+class UnknownRecipe(Exception):
+    """The folder wants vectors made in a way that is not known here; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a text's vector is made: `pooling` of the token vectors, then perhaps length 1. `length` is the most tokens
+    of a text, 0 where the folder does not say."""
+
+    pooling: str = "mean"
+    normalise: bool = True
+    length: int = 0
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """What the folder says. Raises UnknownRecipe."""
+    modules: list[dict[str, Any]] = _read(folder / "modules.json") or []
+    kinds = {str(module["type"]).rpartition(".")[2]: str(module.get("path") or "") for module in modules}
+    if unknown := sorted(kinds.keys() - {"Transformer", "Pooling", "Normalize"}):
+        raise UnknownRecipe(f"its modules.json names {', '.join(unknown)}, which is not known here")
+    told: dict[str, Any] = _read(folder / "sentence_bert_config.json") or {}
+    return Recipe(
+        pooling=_pooling(_read(folder / kinds.get("Pooling", "1_Pooling") / "config.json") or {}),
+        normalise="Normalize" in kinds or not kinds,
+        length=int(told.get("max_seq_length") or 0),
+    )
+
+
+def _pooling(told: dict[str, Any]) -> str:
+    named = [told["pooling_mode"]] if told.get("pooling_mode") else []
+    wanted = named or [name.removeprefix("pooling_mode_") for name, is_so in told.items() if is_so is True]
+    wanted = [str(name) for name in wanted if name != "include_prompt"]
+    if not wanted:
         return "mean"
-    found = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
-    named = str(found.get("pooling_mode", ""))
-    if named:
-        return {"cls": "first", "lasttoken": "last"}.get(named, named)
-    return next((mode for name, mode in _MODES.items() if found.get(name)), "mean")
+    if len(wanted) > 1 or wanted[0] not in _MODES:
+        raise UnknownRecipe(f"its pooling {' and '.join(wanted)} is not known here")
+    return _MODES[wanted[0]]
+
+
+def _read(path: Path) -> Any:
+    """The JSON of a file; None where there is none. Raises UnknownRecipe."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnknownRecipe(f"its {path.name} is damaged ({error})") from error
 
 
 class Vectors:
     """One model and its tokenizer; `length` is the most tokens of a text."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, length: int, pooling: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, length: int, recipe: Recipe | None = None) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._length = length
-        self._pooling = pooling
+        self._recipe = recipe or Recipe()
 
     def embed(self, inputs: Sequence[str | list[int]]) -> tuple[list[list[float]], int]:
         """A vector for each text (or its token ids), and how many tokens were read."""
@@ -57,7 +102,9 @@ class Vectors:
             encoded, mask = self._padded([ids[row] for row in rows])
             with torch.inference_mode():
                 states = self._model(input_ids=encoded, attention_mask=mask).last_hidden_state
-            pooled = torch.nn.functional.normalize(pooled_states(states.float(), mask, self._pooling), dim=-1)
+            pooled = pooled_states(states.float(), mask, self._recipe.pooling)
+            if self._recipe.normalise:
+                pooled = torch.nn.functional.normalize(pooled, dim=-1)
             for row, vector in zip(rows, pooled, strict=True):
                 vectors[row] = [float(number) for number in vector]
         return vectors, sum(map(len, ids))
@@ -123,4 +170,7 @@ def pooled_states(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
         return states[torch.arange(states.shape[0], device=states.device), mask.sum(1) - 1]
     if pooling == "max":
         return states.masked_fill(weights == 0, float("-inf")).amax(1)
-    return (states * weights).sum(1) / weights.sum(1)
+    if pooling == "weighted":
+        weights = weights * torch.arange(1, states.shape[1] + 1, device=states.device).view(1, -1, 1)
+    total, count = (states * weights).sum(1), weights.sum(1)
+    return total / (count.sqrt() if pooling == "root" else count)

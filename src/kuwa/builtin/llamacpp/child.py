@@ -9,7 +9,6 @@ executor goes, however it goes, these processes go with it and free the model's 
 
 from __future__ import annotations
 
-import ctypes
 import http.client
 import os
 import signal
@@ -23,6 +22,9 @@ from importlib import import_module
 from typing import Any
 
 import msgspec
+
+from kuwa.executor.leash import die_with
+from kuwa.executor.supervision import Ready
 
 LOAD_FAILED = 4
 """The exit status after llama.cpp has refused the model."""
@@ -70,13 +72,6 @@ class ChildConfig(msgspec.Struct, frozen=True, kw_only=True):
     verbose: bool = False
     parent: int = 0
     api_key: str = ""
-
-
-class Ready(msgspec.Struct, frozen=True):
-    """The model is loaded, and llama.cpp listens at `url`. `system` is its own line about its build."""
-
-    url: str
-    system: str = ""
 
 
 def main() -> int:
@@ -243,16 +238,6 @@ def _is_healthy(port: int) -> bool:
         return False
     finally:
         connection.close()
-
-
-def die_with(parent: int) -> None:
-    """Ask Linux to kill this process when its parent dies: even while a load holds the interpreter's lock."""
-    if sys.platform != "linux":
-        return
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the request to be told
-        os._exit(1)
 
 
 def _leave_at_end(clean_up: Callable[[], None]) -> None:

@@ -1,29 +1,24 @@
-"""The supervisor of the llama.cpp child: starts it, watches it, starts it again when it dies, speaks HTTP to it.
+"""The llama.cpp child: how it is started, and HTTP spoken to it.
 
-Owned by the executor, on its event loop. A request meets either a loaded engine or an EngineLost that says why
-there is none; a request that was running when the child died gets EngineLost too. Each start draws a new API key,
-so that nobody else on the machine can use the child, and each request has a connection of its own: llama.cpp's
-server drops pooled ones after a stream, and closing the connection is how a slot is freed at once.
+Owned by the executor, on its event loop. A request that was running when the child died gets EngineLost. Each start
+draws a new API key, so that nobody else on the machine can use the child, and each request has a connection of its
+own: llama.cpp's server drops pooled ones after a stream, and closing the connection is how a slot is freed at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 import secrets
-import signal
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 
-from kuwa.builtin.llamacpp.child import ChildConfig, Ready
+from kuwa.builtin.llamacpp.child import ChildConfig
+from kuwa.executor.supervision import Child, Supervisor
 from kuwa.http.client import StreamedResponse, open_stream
 from kuwa.wire import sse
 from kuwa.wire.errors import (
@@ -38,24 +33,11 @@ from kuwa.wire.errors import (
     UpstreamTimeout,
 )
 
-log = logging.getLogger(__name__)
-
-TAIL_LINES = 30
-MAX_LINE_BYTES = 4096
-FIRST_BACKOFF_S = 0.1
-LAST_BACKOFF_S = 5.0
-MOST_FAILED_LOADS = 8
-"""So many starts in a row that did not even load the model, and the engine is given up (after some 15 s)."""
 CALL_TIMEOUT_S = 60.0
 """For calls that need no model: rendering a template, tokenizing."""
 ENDS_WITHOUT_DONE = ("/infill",)
 """Of llama.cpp's own routes the stream simply ends; a child that dies breaks its framing, which is an error."""
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
-NOTICE_EVERY_S = 10.0
-
-
-class LoadFailed(Exception):
-    """llama.cpp could not load the model; the message ends with its own words."""
 
 
 class EngineError(msgspec.Struct, frozen=True):
@@ -79,136 +61,19 @@ _DONE = _DATA + sse.DONE
 _ERROR_DATA = b'data: {"error"'
 
 _decode_error = msgspec.json.Decoder(ErrorBody).decode
-_decode_ready = msgspec.json.Decoder(Ready).decode
 
 
-class Child:
-    """One start of the child process: from its command line to its end."""
-
-    def __init__(self, process: Process, api_key: str) -> None:
-        self._process = process
-        self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
-        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self.answered = False
-        self.authorization = (b"authorization", f"Bearer {api_key}".encode())
-        self.url = ""
-        self.system = ""
-        self._readers = [
-            asyncio.create_task(self._read_stdout()),
-            asyncio.create_task(self._read_stderr()),
-        ]
-
-    @classmethod
-    async def start(cls, config: ChildConfig) -> Child:
-        api_key = secrets.token_urlsafe(32)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "kuwa.builtin.llamacpp.child"),
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=PIPE,
-            start_new_session=True,  # Ctrl-C is the executor's to answer: what runs is to end well
-        )
-        assert process.stdin is not None  # noqa: S101 - it was asked for
-        told = msgspec.structs.replace(config, parent=os.getpid(), api_key=api_key)
-        process.stdin.write(msgspec.json.encode(told) + b"\n")
-        return cls(process, api_key)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        return self._process.returncode is None
-
-    async def loaded(self) -> None:
-        """Wait until the model is loaded. Raises LoadFailed if the process ends instead."""
-        ended = asyncio.create_task(self.ended())
-        try:
-            await asyncio.wait((self._ready, ended), return_when=asyncio.FIRST_COMPLETED)
-            if not self._ready.done():
-                raise LoadFailed(f"{self.load_fault()} ({ended.result()})")
-            ready = self._ready.result()
-            self.url, self.system = ready.url, ready.system
-        finally:
-            ended.cancel()
-
-    async def ended(self) -> str:
-        """Wait for the process to end; returns how it did."""
-        code = await self._process.wait()
-        await asyncio.wait(self._readers)
-        return f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with status {code}"
-
-    def load_fault(self) -> str:
-        """Why the model could not be loaded: of all errors that llama.cpp logs then, the first is the cause."""
-        error = next((line for line in self.tail if _ERROR.match(line)), None)
-        return _ERROR.sub("", error, count=1) if error is not None else self.last_words()
-
-    def last_words(self) -> str:
-        """The end of llama.cpp's log."""
-        return " | ".join(list(self.tail)[-3:]) or "it logged nothing"
-
-    async def kill(self) -> None:
-        """End the process and wait for its end. It has nothing to save."""
-        if self.alive:
-            with suppress(ProcessLookupError):
-                self._process.kill()
-        await self.ended()
-
-    async def _read_stdout(self) -> None:
-        async for line in _lines(self._process.stdout):
-            with suppress(msgspec.MsgspecError):
-                if not self._ready.done():
-                    self._ready.set_result(_decode_ready(line))
-
-    async def _read_stderr(self) -> None:
-        async for line in _lines(self._process.stderr):
-            text = line.decode("utf-8", "replace").rstrip()
-            if text:
-                self.tail.append(text)
-                log.debug("llama.cpp: %s", text)
+async def _started(config: ChildConfig) -> Child:
+    api_key = secrets.token_urlsafe(32)
+    told = msgspec.structs.replace(config, parent=os.getpid(), api_key=api_key)
+    return await Child.start("kuwa.builtin.llamacpp.child", told, name="llama.cpp", api_key=api_key, cause=_ERROR)
 
 
-class Engine:
+class Engine(Supervisor):
     """llama.cpp with one model, kept alive from `start` to `stop`."""
 
     def __init__(self, config: ChildConfig) -> None:
-        self._config = config
-        self._child: Child | None = None
-        self._trouble = "The engine has not been started."
-        self._keeper: asyncio.Task[None] | None = None
-        self.gave_up: Callable[[str], None] = _nobody_cares
-        """Called with the reason when the engine dies again and again; it is not started any more then."""
-
-    @property
-    def trouble(self) -> str:
-        """Why the engine cannot answer now; empty while it can."""
-        return self._trouble
-
-    @property
-    def system(self) -> str:
-        """llama.cpp's own line about its build; empty where it says nothing."""
-        return self._child.system if self._child is not None else ""
-
-    @property
-    def pid(self) -> int | None:
-        """The process id of the child, for people and tests."""
-        return self._child.pid if self._child is not None else None
-
-    async def start(self) -> None:
-        """Load the model. Raises LoadFailed; afterwards the engine is kept alive until `stop`."""
-        self._trouble = "The engine is loading the model."
-        child = await self._load()
-        self._keeper = asyncio.create_task(self._keep(child))
-
-    async def stop(self) -> None:
-        self._trouble = "The engine has been stopped."
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._keeper
-        if self._child is not None:
-            await self._child.kill()
+        super().__init__("llama.cpp", config.model_path, lambda: _started(config))
 
     async def call(self, path: str, payload: dict[str, Any], *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """POST `payload` to the child and decode its whole answer. Raises EngineLost and the child's errors."""
@@ -254,9 +119,7 @@ class Engine:
     async def _open(
         self, method: str, path: str, payload: dict[str, Any] | None
     ) -> AsyncGenerator[tuple[Child, StreamedResponse]]:
-        child = self._child
-        if child is None or self._trouble:
-            raise EngineLost(self._trouble)
+        child = self.child()
         body = b"" if payload is None else msgspec.json.encode(payload)
         headers = (child.authorization, (b"content-type", b"application/json"))
         try:
@@ -266,67 +129,6 @@ class Engine:
                 yield child, response
         except (UpstreamLost, NoReplica, UpstreamTimeout) as error:
             raise EngineLost("The llama.cpp engine died while it was answering; it is being started again.") from error
-
-    async def _load(self) -> Child:
-        child = await Child.start(self._config)
-        self._child = child
-        notices = asyncio.create_task(self._say_that_it_loads())
-        try:
-            await child.loaded()
-        except BaseException:
-            await child.kill()
-            raise
-        finally:
-            notices.cancel()
-        self._trouble = ""
-        return child
-
-    async def _say_that_it_loads(self) -> None:
-        seconds = 0.0
-        while True:
-            await asyncio.sleep(NOTICE_EVERY_S)
-            seconds += NOTICE_EVERY_S
-            log.info("still loading %s (%.0f s)", self._config.model_path, seconds)
-
-    async def _keep(self, child: Child) -> None:
-        """Wait for the child to die and start it again, with longer and longer pauses while it answers nothing."""
-        fruitless = 0
-        while True:
-            fault = await self._end_of(child)
-            fruitless = 0 if child.answered else fruitless + 1
-            started = await self._start_again(fault, fruitless)
-            if started is None:
-                return
-            child = started
-
-    async def _start_again(self, fault: str, fruitless: int) -> Child | None:
-        """Load the model again after `fruitless` starts without an answer. None: given up."""
-        failed = 0
-        while failed < MOST_FAILED_LOADS:
-            self._trouble = f"The llama.cpp engine died and is being started again: {fault}"
-            pause = min(FIRST_BACKOFF_S * 2 ** max(0, fruitless + failed - 1), LAST_BACKOFF_S)
-            log.error("%s (in %.1f s)", self._trouble, pause)
-            await asyncio.sleep(pause)
-            try:
-                child = await self._load()
-            except (LoadFailed, OSError) as error:
-                failed += 1
-                fault = str(error)
-            else:
-                log.info("the llama.cpp engine is back (pid %d)", child.pid)
-                return child
-        self._trouble = f"The llama.cpp engine was given up after {failed} starts in a row: {fault}"
-        self.gave_up(self._trouble)
-        return None
-
-    async def _end_of(self, child: Child) -> str:
-        """Wait until the child has died; how it did and its last words."""
-        how = await child.ended()
-        return f"{how}; its log ends with: {child.last_words()}"
-
-
-def _nobody_cares(reason: str) -> None:
-    del reason
 
 
 def refusal(status: int, body: bytes) -> KuwaError:
@@ -354,15 +156,3 @@ def engine_error(status: int, error: EngineError) -> KuwaError:
     if status in (401, 503):
         return EngineLost(f"The llama.cpp engine is not ready: {message}")
     return BadUpstream(f"The llama.cpp engine failed: {message}")
-
-
-async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[bytes]:
-    """The lines of a pipe; of an overlong one only its end is kept."""
-    rest = b""
-    while stream is not None and (data := await stream.read(MAX_LINE_BYTES)):
-        *lines, rest = (rest + data).split(b"\n")
-        rest = rest[-MAX_LINE_BYTES:]
-        for line in lines:
-            yield line
-    if rest:
-        yield rest

@@ -99,8 +99,8 @@ class LlamaCppExecutor(LLMExecutor):
         from kuwa.builtin.llamacpp.fingerprint import fingerprint
         from kuwa.builtin.llamacpp.keeping import KeptSlots
         from kuwa.builtin.llamacpp.launch import child_config, positive
-        from kuwa.builtin.llamacpp.renderer import Renderer
         from kuwa.executor.config_file import read_config
+        from kuwa.executor.renderer import Renderer
 
         self._defaults = collect(self.args, PARAMETERS, read_config(self.args.generation_config))
         self._limit = positive("--limit", self.args.limit)
@@ -151,7 +151,7 @@ class LlamaCppExecutor(LLMExecutor):
         return files
 
     async def _load(self) -> None:
-        from kuwa.builtin.llamacpp.engine import LoadFailed
+        from kuwa.executor.supervision import LoadFailed
 
         try:
             await self._engine.start()
@@ -239,7 +239,7 @@ class LlamaCppExecutor(LLMExecutor):
 
     async def _rendered(self, request: Request, messages: list[Message]) -> str:
         """The prompt by the template that the request brings along. What it answers is plain text."""
-        from kuwa.builtin.llamacpp.renderer import Job
+        from kuwa.executor.renderer import Job
 
         wants_format = (request.response_format or {}).get("type", "text") != "text"
         if wants_format or request.tools or any(isinstance(message.get("content"), list) for message in messages):

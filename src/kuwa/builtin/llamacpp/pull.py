@@ -11,23 +11,16 @@ import argparse
 import asyncio
 import os
 import sys
-import time
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
-from kuwa.builtin.llamacpp.child import die_with
-from kuwa.builtin.llamacpp.hub import CannotDownload, Progress, Report, cached, download, parse
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
+from kuwa.executor.hub import CannotDownload, cached, download, parse
+from kuwa.executor.hub_progress import shown
+from kuwa.executor.leash import die_with
 
 FAILED = 1
-LINE_EVERY_S = 10.0
 
 
 class Pulled(msgspec.Struct, frozen=True):
@@ -81,7 +74,7 @@ def _pull(model: str, *, use_cached: bool) -> Pulled:
         paths = [cached(part) for part in wanted.parts()] if use_cached and wanted.file else [None]
         if all(paths):
             return Pulled(path=str(cached(wanted)))
-        with _shown() as report:
+        with shown() as report:
             return Pulled(path=str(_absolute(download(wanted, report))))
     except CannotDownload as error:
         return Pulled(error=str(error))
@@ -92,61 +85,6 @@ def _pull(model: str, *, use_cached: bool) -> Pulled:
 def _absolute(path: Path) -> Path:
     """Without following the cache's links: a split model's parts are found beside each other by their names."""
     return path.absolute()
-
-
-@contextmanager
-def _shown() -> Generator[Report]:
-    if sys.stderr.isatty():
-        with _bar() as report:
-            yield report
-    else:
-        yield _lines()
-
-
-def _lines() -> Report:
-    """Begin, end, and a line every ten seconds."""
-    last: tuple[str, float] = ("", 0.0)
-
-    def report(progress: Progress) -> None:
-        nonlocal last
-        now = time.monotonic()
-        ended = progress.done >= progress.total
-        if progress.file == last[0] and not ended and now - last[1] < LINE_EVERY_S:
-            return
-        last = (progress.file, now)
-        share = 100 * progress.done // max(1, progress.total)
-        sys.stderr.write(f"{progress.file}: {progress.done / 1e6:.0f} of {progress.total / 1e6:.0f} MB, {share} %\n")
-        sys.stderr.flush()
-
-    return report
-
-
-@contextmanager
-def _bar() -> Generator[Report]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
-
-    tasks: dict[str, TaskID] = {}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-
-        def report(progress: Progress) -> None:
-            task = tasks.get(progress.file)
-            if task is None:
-                # What was there before counts as done, not as speed.
-                task = tasks[progress.file] = bars.add_task(
-                    progress.file, total=progress.total, completed=progress.done
-                )
-            bars.update(task, completed=progress.done)
-
-        yield report
 
 
 if __name__ == "__main__":

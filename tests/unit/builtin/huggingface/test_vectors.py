@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from kuwa.builtin.huggingface.vectors import BATCH_TOKENS, Vectors, batches, pooled_states, pooling_of
+from kuwa.builtin.huggingface.vectors import (
+    BATCH_TOKENS,
+    Recipe,
+    UnknownRecipe,
+    Vectors,
+    batches,
+    pooled_states,
+    recipe_of,
+)
 from kuwa.wire.errors import ContextLengthExceeded, InvalidRequest
 from tiny_models import make_tokenizer
 
@@ -27,7 +36,7 @@ def bert(kind: type[Any], **more: Any) -> Any:
 
 @pytest.mark.parametrize("pooling", ["first", "last", "mean", "max"])
 def test_a_vector_does_not_depend_on_what_is_computed_beside_it(pooling: str) -> None:
-    vectors = Vectors(bert(BertModel), make_tokenizer(64), length=64, pooling=pooling)
+    vectors = Vectors(bert(BertModel), make_tokenizer(64), length=64, recipe=Recipe(pooling))
     together, tokens = vectors.embed(SENTENCES)
     for sentence, vector in zip(SENTENCES, together, strict=True):
         (alone,), _ = vectors.embed([sentence])
@@ -38,14 +47,14 @@ def test_a_vector_does_not_depend_on_what_is_computed_beside_it(pooling: str) ->
 
 def test_token_ids_stand_for_their_text() -> None:
     tokenizer = make_tokenizer(64)
-    vectors = Vectors(bert(BertModel), tokenizer, length=64, pooling="mean")
+    vectors = Vectors(bert(BertModel), tokenizer, length=64)
     by_ids, _ = vectors.embed([tokenizer("The ship")["input_ids"]])
     assert by_ids[0] == pytest.approx(vectors.embed(["The ship"])[0][0])
 
 
 def test_a_score_does_not_depend_on_the_other_documents() -> None:
     model = bert(BertForSequenceClassification, num_labels=1)
-    vectors = Vectors(model, make_tokenizer(64), length=64, pooling="mean")
+    vectors = Vectors(model, make_tokenizer(64), length=64)
     together, _ = vectors.score("sea", SENTENCES)
     assert all(0 < score < 1 for score in together)
     for sentence, score in zip(SENTENCES, together, strict=True):
@@ -53,7 +62,7 @@ def test_a_score_does_not_depend_on_the_other_documents() -> None:
 
 
 def test_what_cannot_be_read_is_refused() -> None:
-    vectors = Vectors(bert(BertModel), make_tokenizer(64), length=4, pooling="mean")
+    vectors = Vectors(bert(BertModel), make_tokenizer(64), length=4)
     with pytest.raises(ContextLengthExceeded, match=r"input\[1\] has"):
         vectors.embed(["a", SENTENCES[2]])
     for wrong in ([], [1000], [-1]):
@@ -71,8 +80,11 @@ def test_batches_hold_every_row_once_and_are_bounded(lengths: list[int]) -> None
 def test_padding_counts_for_no_kind_of_pooling() -> None:
     states = torch.tensor([[[1.0], [3.0], [99.0]]])
     mask = torch.tensor([[1, 1, 0]])
-    found = {kind: float(pooled_states(states, mask, kind)) for kind in ("first", "last", "mean", "max")}
-    assert found == {"first": 1.0, "last": 3.0, "mean": 2.0, "max": 3.0}
+    kinds = ("first", "last", "mean", "max", "root", "weighted")
+    found = {kind: float(pooled_states(states, mask, kind)) for kind in kinds}
+    assert found == pytest.approx(
+        {"first": 1.0, "last": 3.0, "mean": 2.0, "max": 3.0, "root": 4 / 2**0.5, "weighted": 7 / 3}
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,4 +101,31 @@ def test_the_folder_says_how_token_vectors_become_one(tmp_path: Path, config: st
     if config is not None:
         (tmp_path / "1_Pooling").mkdir()
         (tmp_path / "1_Pooling" / "config.json").write_text(config)
-    assert pooling_of(tmp_path) == pooling
+    assert recipe_of(tmp_path) == Recipe(pooling)
+
+
+@pytest.mark.parametrize(("kinds", "normalise"), [(["Normalize"], True), ([], False)])
+def test_the_folder_says_whether_vectors_have_length_one(tmp_path: Path, kinds: list[str], normalise: bool) -> None:
+    named = [{"path": f"{n}_{kind}", "type": f"x.{kind}"} for n, kind in enumerate(["Transformer", "Pooling", *kinds])]
+    (tmp_path / "modules.json").write_text(json.dumps(named))
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
+    assert recipe_of(tmp_path) == Recipe("mean", normalise, 32)
+    vectors = Vectors(bert(BertModel), make_tokenizer(64), length=64, recipe=recipe_of(tmp_path))
+    length = sum(x * x for x in vectors.embed(["The ship"])[0][0])
+    assert (length == pytest.approx(1.0, abs=1e-5)) == normalise
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("modules.json", '[{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]', "names Dense"),
+        ("modules.json", "[", "modules.json is damaged"),
+        ("1_Pooling/config.json", '{"pooling_mode_cls_token": true, "pooling_mode_max_tokens": true}', "cls_token and"),
+        ("1_Pooling/config.json", '{"pooling_mode": "majority"}', "its pooling majority"),
+    ],
+)
+def test_a_folder_that_wants_more_is_refused(tmp_path: Path, file: str, text: str, said: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UnknownRecipe, match=said):
+        recipe_of(tmp_path)

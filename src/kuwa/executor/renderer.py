@@ -1,7 +1,7 @@
 """Renders the chat template that a request brings along, in a process that may be killed.
 
 Such a template is a stranger's program. It runs in jinja2's sandbox, in a child with bounded memory, and is ended
-when it takes too long. `python -m kuwa.builtin.llamacpp.renderer` reads one line of JSON (`Job`) after the other from
+when it takes too long. `python -m kuwa.executor.renderer` reads one line of JSON (`Job`) after the other from
 standard input and answers each with one line (`Rendered`). `Renderer` is the executor's side of it.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from kuwa.builtin.llamacpp.child import die_with
+from kuwa.executor.leash import die_with
 from kuwa.wire.errors import InvalidRequest
 
 MOST_MEMORY = 512 * 1024 * 1024
@@ -85,7 +85,7 @@ class Renderer:
     async def _started(self) -> Process:
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "kuwa.builtin.llamacpp.renderer", str(os.getpid())),
+                *(sys.executable, "-P", "-m", "kuwa.executor.renderer", str(os.getpid())),
                 stdin=PIPE,
                 stdout=PIPE,
                 limit=MOST_LINE,

@@ -1,9 +1,10 @@
-"""Models on the Hugging Face hub: `hf://<repo>?<file>` becomes a checked file in huggingface_hub's own cache.
+"""Models on the Hugging Face hub: `hf://<repo>?<file>`, or all of a repository that a model needs, become checked files
+in huggingface_hub's own cache.
 
-Called by `pull`, the program that both `kuwa pull` and the executor start: a download so can be ended at any moment,
-and the hub's library is loaded by nobody who has the file already. huggingface_hub knows the hub (endpoint, token,
-names, the layout of its cache); the bytes are fetched here, because its own download begins again after every cut.
-What was fetched lies in `blobs/<checksum>.kuwa-part` until it is whole and its checksum is right.
+Called by llamacpp's `pull`, the program that both `kuwa pull` and the executor start, and by huggingface's `loading`.
+huggingface_hub knows the hub (endpoint, token, names, the layout of its cache); the bytes are fetched here, because its
+own download begins again after every cut. What was fetched lies in `blobs/<checksum>.kuwa-part` until it is whole and
+its checksum is right.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ class CannotDownload(Exception):
     """The file cannot be had; the message says why and what to do."""
 
 
+class HubUnreachable(CannotDownload):
+    """The hub could not be asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class HubFile:
     """One file of a repository; `revision` is a branch, a tag or a commit."""
@@ -50,7 +55,7 @@ class HubFile:
 
     def __str__(self) -> str:
         at = "" if self.revision == "main" else f"@{self.revision}"
-        return f"{SCHEME}{self.repo}{at}?{self.file}"
+        return f"{SCHEME}{self.repo}{at}?{self.file}" if self.file else f"{self.repo}{at}"
 
     def parts(self) -> list[HubFile]:
         """This file; of a model that is split over several, all of them."""
@@ -100,10 +105,42 @@ def download(wanted: HubFile, report: Report) -> Path:
     """
     with _clear_errors(wanted):
         if not wanted.file:
-            raise CannotDownload(f"{wanted} names no file. {_choice(wanted)}")
+            raise CannotDownload(f"{SCHEME}{wanted.repo} names no file. {_choice(wanted)}")
         sources = [_Source.of(part) for part in wanted.parts()]
         paths = {source.wanted: _fetch(source, report) for source in sources}
         return paths[wanted]
+
+
+def snapshot(repo: str, revision: str, wants: Callable[[str], bool], report: Report) -> Path:
+    """The folder with all files of the repository that `wants` (given their names) says are wanted.
+
+    What is there already and has not changed on the hub is taken as it is. Raises CannotDownload.
+    """
+    whole = HubFile(repo, "", revision)
+    with _clear_errors(whole):
+        entries: Any = _library().HfApi().list_repo_tree(repo, revision=revision, recursive=True)
+        checksums = {entry.path: _checksum(entry) for entry in entries if hasattr(entry, "size") and wants(entry.path)}
+        if not checksums:
+            raise CannotDownload(f"{whole} holds no files of a transformers model.")
+        files: dict[str, Path] = {}
+        for name, checksum in sorted(checksums.items()):
+            wanted = HubFile(repo, name, revision)
+            there = cached(wanted)
+            same = there is not None and there.resolve().name == checksum
+            files[name] = there if there is not None and same else _fetch(_Source.of(wanted), report)
+    name, path = min(files.items())
+    return path.parents[name.count("/")]
+
+
+def snapshot_here(repo: str, revision: str) -> Path | None:
+    """The repository's folder as it was downloaded before, perhaps not all of it. Asks nobody."""
+    config = cached(HubFile(repo, "config.json", revision)) or cached(HubFile(repo, "adapter_config.json", revision))
+    return config.parent if config is not None else None
+
+
+def _checksum(entry: Any) -> str:
+    """What a file is called in the cache."""
+    return str(entry.lfs.sha256) if getattr(entry, "lfs", None) else str(entry.blob_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,11 +311,11 @@ def _clear_errors(wanted: HubFile) -> Generator[None]:
             "in HF_TOKEN."
         ) from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
-        raise CannotDownload(f"{wanted} is not on this machine, and HF_HUB_OFFLINE forbids to ask the hub.") from error
+        raise HubUnreachable(f"{wanted} is not on this machine, and HF_HUB_OFFLINE forbids to ask the hub.") from error
     except (errors.HfHubHTTPError, errors.FileMetadataError, errors.HFValidationError) as error:
         raise CannotDownload(f"The hub refused {wanted}: {_first_line(error)}") from error
     except httpx2.TransportError as error:
-        raise CannotDownload(
+        raise HubUnreachable(
             f"The hub cannot be reached for {wanted}: {_first_line(error) or type(error).__name__}. Check the "
             "network, a proxy in HTTPS_PROXY, or a mirror in HF_ENDPOINT."
         ) from error

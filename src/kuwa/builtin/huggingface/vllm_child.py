@@ -1,0 +1,77 @@
+"""The program that runs a vLLM server: `python -m kuwa.builtin.huggingface.vllm_child`, started and watched by `vllm`.
+
+It reads one line of JSON (`VllmConfig`) from its standard input, starts the server on a free loopback port, and says
+where it listens once the model is loaded. When standard input ends, because the executor has gone, however it went,
+it ends its whole process group: vLLM starts processes of its own.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import msgspec
+
+from kuwa.executor.supervision import Ready
+
+LOAD_FAILED = 4
+LOOK_EVERY_S = 0.1
+
+
+class VllmConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`command` without the port. `environment` is for vLLM alone; the API key stands there and on no command line."""
+
+    command: list[str]
+    environment: dict[str, str] = {}
+
+
+def main() -> int:
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=VllmConfig)
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    for name, value in config.environment.items():
+        os.putenv(name, value)
+    port = _free_port()
+    process = subprocess.Popen(  # noqa: S603 - the vllm that is installed beside this
+        [*config.command, "--host", "127.0.0.1", "--port", str(port)], stdin=subprocess.DEVNULL, stdout=sys.stderr
+    )
+    while not _is_healthy(port):
+        if process.poll() is not None:
+            return LOAD_FAILED
+        time.sleep(LOOK_EVERY_S)
+    sys.stdout.buffer.write(msgspec.json.encode(Ready(f"http://127.0.0.1:{port}")) + b"\n")
+    sys.stdout.buffer.flush()
+    code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _end_with_stdin() -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return int(trial.getsockname()[1])
+
+
+def _is_healthy(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
