@@ -72,9 +72,9 @@ class Answer:
                 self._ids += ids
                 return self._with_ids(self._text(text, choice))
             case Reasoning(text, choice):
-                return self._delta(choice, {"reasoning_content": text}) if text else b""
+                return self._with_ids(self._delta(choice, {"reasoning_content": text})) if text else b""
             case ToolCallDelta():
-                return self._tool_call(chunk)
+                return self._with_ids(self._tool_call(chunk))
             case Usage():
                 self.usage = _usage_fields(chunk)
                 return b""

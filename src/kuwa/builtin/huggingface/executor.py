@@ -25,12 +25,12 @@ from kuwa.executor import (
 from kuwa.executor.chunks import Chunk, Usage
 from kuwa.executor.options import collect
 from kuwa.executor.prompt import UnknownTemplate, resolve_template
-from kuwa.wire.errors import InvalidRequest, Unsupported
+from kuwa.wire.errors import InvalidRequest, ResumeMismatch, Unsupported
 
 if TYPE_CHECKING:
     from kuwa.builtin.huggingface.answer import ChoiceAnswer
     from kuwa.builtin.huggingface.loading import Source
-    from kuwa.engine.request import Generation
+    from kuwa.engine.request import EndReason, Generation
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class HuggingfaceExecutor(LLMExecutor):
     LLM_name = "huggingface"
     description = "[On-premises model] Download and run Huggingface model locally."
     concurrency = 16
-    capabilities = ("tools", "logprobs", "n")
+    capabilities = ("tools", "logprobs", "n", "response_format", "resume")
     handles_stop = True
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -62,6 +62,7 @@ class HuggingfaceExecutor(LLMExecutor):
 
     def setup(self) -> None:
         """Load the model, try its chat template, choose and size its engine. Raises SetupFailed, UsageError."""
+        self._fingerprint = ""
         self._defaults_without_model()
         source = self._source()
         if self.args.visible_gpu is not None:
@@ -131,6 +132,8 @@ class HuggingfaceExecutor(LLMExecutor):
         return CHATML if template == "chatml" else template
 
     def _prepare_chat(self) -> None:
+        from kuwa.builtin.huggingface.constraints import Grammars
+        from kuwa.builtin.huggingface.fingerprint import fingerprint
         from kuwa.builtin.huggingface.prompting import BadTemplate, Prompter
         from kuwa.builtin.huggingface.sampling import own_options
         from kuwa.engine.probe import CannotServe, backend_for
@@ -167,6 +170,13 @@ class HuggingfaceExecutor(LLMExecutor):
         except BadTemplate as error:
             raise SetupFailed(f"{error}; give another --override_chat_template") from error
         self._decode = _decoder(loaded.tokenizer)
+        self._grammars = Grammars(loaded.tokenizer, self._decode, vocabulary=self._vocabulary, stops=loaded.stops)
+        answers_by = (self._template, system, limit, self.context_length, sorted(loaded.stops), backend.name)
+        self._fingerprint = fingerprint(
+            loaded.model,
+            loaded.tokenizer,
+            (sorted(self._options.items()), *answers_by, backend.limits.step_tokens),
+        )
 
     def _prepare_vectors(self) -> None:
         from kuwa.builtin.huggingface.vectors import Vectors, pooling_of
@@ -192,6 +202,13 @@ class HuggingfaceExecutor(LLMExecutor):
     def healthy(self) -> str:
         return self._engine.trouble if self._loaded.kind in ("text", "images") else ""
 
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def own_seed(self) -> int | None:
+        """The seed that the executor was started with."""
+        return self._options.get("seed") if self._fingerprint else None
+
     # ---- requests ------------------------------------------------------------------------------------------
 
     async def llm_compute(self, request: Request) -> AsyncIterator[Chunk]:
@@ -207,11 +224,23 @@ class HuggingfaceExecutor(LLMExecutor):
         yield Usage(tally.prompt, tally.generated, tally.cached)
 
     async def _choice(self, generation: Generation, answer: ChoiceAnswer, tally: Tally) -> AsyncGenerator[Chunk]:
-        from kuwa.engine.request import End
+        from kuwa.engine.request import Drawn, End
 
+        for token in generation.done:
+            tally.generated += 1
+            for chunk in answer.take(Drawn(token)):
+                yield chunk
+        if (reason := ended_before(generation, answer)) is not None:
+            for chunk in answer.finish(reason):
+                yield chunk
+            return
         async with aclosing(self._engine.generate(generation, patience_s=self.args.timeout)) as tokens:
             async for token in tokens:
                 if isinstance(token, End):
+                    if generation.constraint is not None and generation.constraint.fault:
+                        raise Unsupported(
+                            f"The answer can no longer be kept to its form: {generation.constraint.fault}"
+                        )
                     tally.cached = max(tally.cached, token.cached)
                     last = answer.finish(token.reason)
                 else:
@@ -227,6 +256,7 @@ class HuggingfaceExecutor(LLMExecutor):
     def _question(self, request: Request) -> Question:
         """What the engine is to compute for `request`. Raises what the client is to read."""
         from kuwa.builtin.huggingface.answer import ChoiceAnswer
+        from kuwa.builtin.huggingface.constraints import form_of
         from kuwa.builtin.huggingface.parts import THINK, PartReader
         from kuwa.builtin.huggingface.sampling import options_of, samplings, stop_tokens
         from kuwa.engine.request import Generation
@@ -238,12 +268,14 @@ class HuggingfaceExecutor(LLMExecutor):
                 param="modelfile",
             )
         options = options_of(request, self._options)
+        form = form_of(request, options)
         drawn_by = samplings(request, options, self._vocabulary)
         stops = self._loaded.stops | stop_tokens(request, self._vocabulary)
         prompt = self._prompter.fitting(request, _template_kwargs(request))
         most = min(options["max_new_tokens"], self.context_length - len(prompt))
         thinks = request.kind == "chat" and self._decode(prompt[-4:]).rstrip().endswith(THINK[0])
         question = Question(prompt, [], [])
+        done = self._known(request, most)
         for index, sampling in enumerate(drawn_by):
             parts = PartReader(thinks=thinks, calls=bool(request.tools)) if request.kind == "chat" else None
             question.answers.append(
@@ -257,8 +289,23 @@ class HuggingfaceExecutor(LLMExecutor):
                     logprobs=sampling.logprobs is not None,
                 )
             )
-            question.generations.append(Generation(prompt=prompt, max_tokens=most, sampling=sampling, stops=stops))
+            constraint = None if form is None else self._grammars.constraint(form, thinks=thinks)
+            question.generations.append(
+                Generation(
+                    prompt=prompt, max_tokens=most, sampling=sampling, stops=stops, done=done, constraint=constraint
+                )
+            )
+            if constraint is not None:
+                for token in done:
+                    constraint.accept(token)
         return question
+
+    def _known(self, request: Request, most: int) -> list[int]:
+        """The tokens of the answer that another executor has computed already. Raises ResumeMismatch."""
+        known = request.resume.ids if request.resume is not None else []
+        if len(known) > most or not all(0 <= token < self._vocabulary for token in known):
+            raise ResumeMismatch("These are not the token ids of an answer of this model.")
+        return known
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         if self._loaded.kind != "embedding":
@@ -273,6 +320,15 @@ class HuggingfaceExecutor(LLMExecutor):
             raise Unsupported(f"The model {request.access_code!r} cannot rerank documents.", param="model")
         async with self._turn:
             return Ranking(*await asyncio.to_thread(self._vectors.score, request.query, request.documents))
+
+
+def ended_before(generation: Generation, answer: ChoiceAnswer) -> EndReason | None:
+    """Why there is nothing to generate behind the tokens that are known already; None where there is."""
+    done = generation.done
+    over = generation.constraint is not None and generation.constraint.ended()
+    if done and (over or answer.stopped or done[-1] in generation.stops):
+        return "stop"
+    return "length" if len(done) >= generation.max_tokens else None
 
 
 @dataclass(slots=True)
