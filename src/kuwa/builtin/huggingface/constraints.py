@@ -216,6 +216,8 @@ class GrammarConstraint:
         return torch.frombuffer(bytearray(mask), dtype=torch.int32) if not self.fault else ~self._mask(but=self._stops)
 
     def accept(self, token: int) -> None:
+        if self._decode is None:
+            self._first = None
         if self._decode is not None:
             self._reason(token)
         elif not self.ended():
@@ -233,6 +235,7 @@ class GrammarConstraint:
         if tag:
             self._decode = None
             if rest.strip():
+                self._first = None
                 self._matcher.consume_tokens(self._tokenizer.tokenize_str(rest.lstrip()))
                 self._look()
 
