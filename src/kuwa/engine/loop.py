@@ -25,7 +25,7 @@ from kuwa.wire.errors import EngineLost, KuwaError, QueueFull, UpstreamTimeout
 log = logging.getLogger(__name__)
 
 MOST_FAILURES = 3
-"""Steps that fail one after the other before the engine is given up."""
+"""Steps that may fail one after the other before the engine has to show that it still works."""
 PATIENT_TOKENS = 64
 """A step may take its request's patience once more for this many tokens that it computes."""
 
@@ -48,11 +48,20 @@ class Stats:
 
 
 class Engine:
-    """One backend and the requests on it. Make it anywhere; call `generate` and `close` on an event loop."""
+    """One backend and the requests on it. Make it anywhere; call `generate` and `close` on an event loop.
 
-    def __init__(self, backend: Backend, clock: Callable[[], float] = time.monotonic) -> None:
+    `on_trouble` is called there, with the reason, when nothing can be computed any more.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        clock: Callable[[], float] = time.monotonic,
+        on_trouble: Callable[[str], None] | None = None,
+    ) -> None:
         self.backend = backend
         self._clock = clock
+        self._on_trouble = on_trouble
         self._step_began = 0.0
         self._step_tokens = 0  # 0 between steps
         self._scheduler = Scheduler(backend.limits)
@@ -227,17 +236,40 @@ class Engine:
         lost = [run.key for run in self._scheduler.runs]
         self._scheduler.clear()
         del error
-        self.backend.reset()
-        gc.collect()
-        _empty_device_cache()
-        if self._failures >= MOST_FAILURES:
+        if not self._renewed():
             self._trouble = "The engine failed several times in a row; the executor's log says why. Restart it."
         self._report([(key, (failure,)) for key in lost])
+        if self._trouble:
+            self._call(lambda: self._on_trouble and self._on_trouble(self._trouble))
+
+    def _renewed(self) -> bool:
+        """Make the backend begin anew; False where it cannot, or fails at the simplest request, too.
+
+        Without that look a few requests that fail by themselves would look like a device that is gone.
+        """
+        try:
+            self.backend.reset()
+            gc.collect()
+            _empty_device_cache()
+            if self._failures >= MOST_FAILURES:
+                alone = Scheduler(self.backend.limits)
+                alone.add(0, Generation(prompt=[0], max_tokens=1))
+                self.backend.compute(alone.plan())
+                self.backend.reset()
+                self._failures = 0
+        except Exception:
+            log.exception("the engine cannot begin anew")
+            return False
+        return True
 
     def _report(self, batch: Sequence[tuple[int, tuple[News, ...]]]) -> None:
+        self._call(lambda: self._deliver(batch))
+
+    def _call(self, there: Callable[[], object]) -> None:
+        """Have something done on the event loop."""
         assert self._loop is not None  # noqa: S101 - start sets it before the thread begins
         try:
-            self._loop.call_soon_threadsafe(self._deliver, batch)
+            self._loop.call_soon_threadsafe(there)
         except RuntimeError:
             self._closing = True  # the event loop is closed: nobody listens any more
 

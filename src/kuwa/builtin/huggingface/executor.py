@@ -192,7 +192,7 @@ class HuggingfaceExecutor(LLMExecutor):
         if self._loaded.kind in ("text", "images"):
             from kuwa.engine.loop import Engine
 
-            self._engine = Engine(self._backend)
+            self._engine = Engine(self._backend, on_trouble=self.give_up)
             self._engine.start()
 
     async def shutdown(self) -> None:

@@ -144,8 +144,9 @@ async def test_a_stream_cut_anywhere_goes_on_elsewhere(
         total = sum(len(resume.ids_in(block)) for block in blocks_of(b"".join(whole)))
         before = second.steps
         new = await gone_on(second, asked, delivered)
-        # A step draws one token: none of the known ones was computed but by the prefill.
-        assert second.steps - before <= max(1, total - known)
+        # A step draws one token: none of the known ones was computed but by the prefill. Behind a stop string a further
+        # step may have begun.
+        assert second.steps - before <= total - known + 1
         assert said(datas(delivered + new)) == said(datas(whole)), (number, cut)
 
 
