@@ -11,7 +11,7 @@ JOBS ?= 2
 SOAK_MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos chaos-llamacpp bench bench-peers peers clean
+.PHONY: help run test chaos chaos-huggingface chaos-llamacpp bench bench-peers peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "  make test                    check style, types and layering, then run every test"
 	@echo "  make test TESTS=tests/unit   the same, with only these tests"
 	@echo "  make chaos                   kill, freeze, flood and restart everything; prints what held"
+	@echo "  make chaos-huggingface       cut 300 answers anywhere and go on elsewhere, byte for byte"
 	@echo "  make chaos-llamacpp          kill llama.cpp 200 times, serve 100 damaged files, keep to 1,000 schemas"
 	@echo "  make bench                   measure the kernel beside nginx"
 	@echo "  make bench-peers             the same beside every other gateway, all workloads (an hour)"
@@ -43,6 +44,9 @@ test: $(VENV)/dev-installed
 
 chaos: $(VENV)/dev-installed
 	$(BIN)/pytest tests/chaos --full_chaos --soak_minutes $(SOAK_MINUTES) --timeout 7200 $(TESTS)
+
+chaos-huggingface: $(VENV)/dev-installed
+	$(BIN)/pytest --full_chaos --timeout 3600 tests/unit/builtin/huggingface/test_resume.py
 
 chaos-llamacpp: $(VENV)/dev-installed
 	KILLS=200 MUTANTS=100 SCHEMAS=1000 $(BIN)/pytest -s tests/system/test_llamacpp_chaos.py \

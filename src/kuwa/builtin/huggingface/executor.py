@@ -190,9 +190,9 @@ class HuggingfaceExecutor(LLMExecutor):
 
     async def serve_startup(self) -> None:
         if self._loaded.kind in ("text", "images"):
-            from kuwa.engine.loop import Engine
+            from kuwa.engine.probe import engine_of
 
-            self._engine = Engine(self._backend, on_trouble=self.give_up)
+            self._engine = engine_of(self._backend, self.give_up)
             self._engine.start()
 
     async def shutdown(self) -> None:

@@ -6,7 +6,7 @@ import argparse
 
 from kuwa.executor.options import Option, add_options
 
-ENGINES = ("auto", "slot", "interleave", "single")
+ENGINES = ("auto", "slot", "paged", "interleave", "single")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 PARAMETERS = (
