@@ -135,8 +135,11 @@ class PagedEngine(Door):
         """The request has ended or was cancelled: the manager frees its pages at its next step."""
         with self._lock:
             known = self._runs.pop(key, None)
-        if known is not None and self._manager is not None:
-            self._manager.cancel_request(str(key))
+        manager = self._manager
+        if known is not None and manager is not None:
+            manager.cancel_request(str(key))
+            with manager.output_router._lock:
+                manager.output_router.result_handlers.pop(str(key), None)
 
     # ---- the manager ---------------------------------------------------------------------------------------
 
@@ -190,6 +193,12 @@ class PagedEngine(Door):
 
     # ---- on the manager's thread ---------------------------------------------------------------------------
 
+    def _drop_results(self) -> None:
+        """What the manager says of requests that have ended here before: nobody asks for it."""
+        manager = self._manager
+        while manager is not None and not manager.output_router.output_queue.empty():
+            manager.output_router.output_queue.get_nowait()
+
     def draw(self, keys: list[int], logits: Tensor) -> list[int]:
         """The next token of each request; -1 for those that have ended or were cancelled."""
         with self._lock:
@@ -204,6 +213,7 @@ class PagedEngine(Door):
             news.append((run.key, (token,) if reason is None else (token, End(reason))))
             if reason is not None:
                 self._forget(run.key)
+        self._drop_results()
         self._steps += 1
         self._generated += len(runs)
         self._deaths = 0

@@ -77,6 +77,8 @@ async def test_cancelled_requests_leave_no_page_behind(paged: PagedEngine) -> No
 
     await asyncio.gather(*[given_up(index) for index in range(40)])
     await settled(paged)
+    assert paged._manager.output_router.result_handlers == {}
+    assert paged._manager.output_router.output_queue.qsize() <= 1
     assert len(await answer(paged, asked()[3])) == NEW
 
 
