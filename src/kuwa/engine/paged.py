@@ -17,6 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,7 +128,7 @@ class PagedEngine(Door):
         manager = self._living()
         if manager is None:
             return False
-        manager.register_result_handler(str(run.key), lambda result: self._result(run.key, manager, result))
+        manager.register_result_handler(str(run.key), partial(self._result, run.key, manager))
         most = run.generation.max_tokens - run.generated
         return manager.add_request(run.ids.copy(), request_id=str(run.key), max_new_tokens=most) is not None
 
