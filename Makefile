@@ -11,7 +11,7 @@ JOBS ?= 2
 SOAK_MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos chaos-llamacpp bench bench-peers peers clean
+.PHONY: help run test chaos chaos-huggingface chaos-llamacpp bench bench-peers peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "  make test                    check style, types and layering, then run every test"
 	@echo "  make test TESTS=tests/unit   the same, with only these tests"
 	@echo "  make chaos                   kill, freeze, flood and restart everything; prints what held"
+	@echo "  make chaos-huggingface       cut 300 answers anywhere and go on elsewhere, byte for byte"
 	@echo "  make chaos-llamacpp          kill llama.cpp 200 times, serve 100 damaged files, keep to 1,000 schemas, and"
 	@echo "                               hold the contract with a model of half a billion parameters (half an hour)"
 	@echo "  make bench                   measure the kernel beside nginx"
@@ -44,6 +45,9 @@ test: $(VENV)/dev-installed
 
 chaos: $(VENV)/dev-installed
 	$(BIN)/pytest tests/chaos --full_chaos --soak_minutes $(SOAK_MINUTES) --timeout 7200 $(TESTS)
+
+chaos-huggingface: $(VENV)/dev-installed
+	$(BIN)/pytest --full_chaos --timeout 3600 tests/unit/builtin/huggingface/test_resume.py
 
 # The model is random, 530 MB; the benchmark uses the same file.
 HALF_BILLION := $(HOME)/.cache/kuwa/benchmarks/half-billion.gguf

@@ -3,9 +3,10 @@
     python benchmarks/engine.py            a model of about 125 million parameters, random weights, 32 bits
     python benchmarks/engine.py --quick    fewer repetitions
 
-Both run in this process, alternating, so that a busy machine disturbs both alike; the best of the repetitions
-counts. CPU time is what is compared, since other programs' share of the machine is not in it. The model is made on
-the spot; its tokens mean nothing, which changes no timing.
+All run in this process, alternating, so that a busy machine disturbs them alike; the best of the repetitions counts.
+`static` is one batch of `generate` over prompts of the same length that begin and end together: what batching gives
+at most on this machine. CPU time is what is compared, since other programs' share of the machine is not in it. The
+model is made on the spot; its tokens mean nothing, which changes no timing.
 """
 
 from __future__ import annotations
@@ -56,15 +57,25 @@ class Bench:
         return time.process_time() - began
 
     def engine(self, prompts: list[list[int]], new: int) -> float:
-        """CPU seconds of all of them together, on an engine that holds nothing yet."""
+        """CPU seconds of all of them together, on an engine that knows none of them."""
         self.model.set_attn_implementation(self.packed_attention)
-        self.backend.reset()
         scheduler = Scheduler(self.backend.limits)
         for key, prompt in enumerate(prompts):
             scheduler.add(key, Generation(prompt=prompt, max_tokens=new))
         began = time.process_time()
         while not scheduler.idle:
             self.step(scheduler)
+        return time.process_time() - began
+
+    def static(self, prompts: list[list[int]], new: int) -> float:
+        """CPU seconds of all of them as one batch of `generate`: what batching could give at most."""
+        self.model.set_attn_implementation(self.own_attention)
+        ids = torch.tensor(prompts)
+        began = time.process_time()
+        with torch.inference_mode():
+            self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, eos_token_id=None
+            )
         return time.process_time() - began
 
     def first_token(self, scheduler: Scheduler, key: int, prompt: list[int]) -> float:
@@ -87,16 +98,21 @@ def main() -> None:
     repeats = 2 if parser.parse_args().quick else 5
     bench = Bench()
     bench.plain(bench.prompts(1, 8), 2)
-    print(f"{'n':>3} {'prompt':>6} {'new':>4} {'plain':>8} {'engine':>8}   tokens per CPU second, one thread")
+    print(f"{'n':>3} {'prompt':>6} {'new':>4} {'plain':>8} {'engine':>8} {'static':>8}   tokens per CPU second")
     for count, length, new in CELLS:
         prompts = bench.prompts(count, length)
-        alone, together = prompts[: 1 if count == 1 else 4], prompts
-        times: dict[str, list[float]] = {"plain": [], "engine": []}
+        alone = prompts[: 1 if count == 1 else 2]
+        times: dict[str, list[float]] = {"plain": [], "engine": [], "static": []}
         for _ in range(repeats):
             times["plain"].append(bench.plain(alone, new) / len(alone))
-            times["engine"].append(bench.engine(together, new) / count)
-        plain, engine = new / min(times["plain"]), new / min(times["engine"])
-        print(f"{count:>3} {length:>6} {new:>4} {plain:>8.1f} {engine:>8.1f}   {engine / plain:.2f} x", flush=True)
+            times["engine"].append(bench.engine(prompts, new) / count)
+            times["static"].append(bench.static(prompts, new) / count)
+        plain, engine, static = (new / min(times[name]) for name in times)
+        print(
+            f"{count:>3} {length:>6} {new:>4} {plain:>8.1f} {engine:>8.1f} {static:>8.1f}   "
+            f"engine {engine / plain:.2f} x plain; one static batch {static / plain:.2f} x",
+            flush=True,
+        )
     cached(bench, repeats)
 
 

@@ -12,6 +12,7 @@ import gc
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from kuwa.wire.errors import EngineLost, KuwaError, QueueFull, UpstreamTimeout
 log = logging.getLogger(__name__)
 
 MOST_FAILURES = 3
-"""Steps that fail one after the other before the engine is given up."""
+"""Steps that may fail one after the other before the engine has to show that it still works."""
 PATIENT_TOKENS = 64
 """A step may take its request's patience once more for this many tokens that it computes."""
 
@@ -54,41 +55,19 @@ class Stats:
     cached: int
 
 
-class Engine:
-    """One backend and the requests on it. Make it anywhere; call `generate` and `close` on an event loop."""
+class Door(ABC):
+    """What requests see of an engine: tokens come out, whoever computes them on whichever thread.
 
-    def __init__(self, backend: Backend, clock: Callable[[], float] = time.monotonic) -> None:
-        self.backend = backend
-        self._clock = clock
-        self._step_began = 0.0
-        self._step_tokens = 0  # 0 between steps
-        self._scheduler = Scheduler(backend.limits)
-        self._streams: dict[int, _Stream] = {}
+    `on_trouble` is called on the event loop, with the reason, when nothing can be computed any more.
+    """
+
+    def __init__(self, on_trouble: Callable[[str], None] | None) -> None:
+        self._on_trouble = on_trouble
+        self._streams: dict[int, Stream] = {}
         self._keys = count(1)
-        self._inbox: deque[tuple[int, Generation | None]] = deque()
-        self._wake = threading.Condition()
-        self._closing = False
-        self._failures = 0
         self._trouble = ""
-        self._steps = self._computed = self._generated = self._cached = 0
+        self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._work, name="kuwa-engine", daemon=True)
-
-    # ---- the door, on the event loop -----------------------------------------------------------------------
-
-    def start(self) -> None:
-        """Begin to compute; to be called once, on the event loop that `generate` will run on."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
-
-    async def close(self) -> None:
-        """End the thread after its step; requests under way get EngineLost."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
-        self._fail_all(EngineLost("The engine has been stopped."))
 
     @property
     def trouble(self) -> str:
@@ -96,29 +75,28 @@ class Engine:
         return self._trouble
 
     @property
+    @abstractmethod
     def steps(self) -> int:
         """Steps done so far."""
-        return self._steps
 
-    def stats(self) -> Stats:
-        scheduler = self._scheduler
-        return Stats(
-            running=scheduler.running,
-            waiting=scheduler.waiting,
-            slots=scheduler.limits.slots,
-            owned=scheduler.owned,
-            tokens=scheduler.tokens,
-            steps=self._steps,
-            computed=self._computed,
-            generated=self._generated,
-            cached=self._cached,
-        )
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to compute; to be called once, on the event loop that `generate` will run on."""
 
+    @abstractmethod
+    async def close(self) -> None:
+        """End after the step under way; requests under way get EngineLost."""
+
+    @abstractmethod
+    def stats(self) -> Stats: ...
+
+    @abstractmethod
     def overdue(self, patience_s: float) -> bool:
         """Whether the step under way takes too long for what it computes: the device hangs."""
-        tokens = self._step_tokens
-        allowed = patience_s * (1 + tokens / PATIENT_TOKENS)
-        return tokens > 0 and self._clock() - self._step_began > allowed
+
+    @abstractmethod
+    def _send(self, key: int, generation: Generation | None) -> None:
+        """Begin a new request, or with None cancel one."""
 
     async def generate(self, generation: Generation, patience_s: float = 60.0) -> AsyncGenerator[Drawn | End | Working]:
         """The tokens of one request as they are drawn, then its End; Working where that takes long. Close the iterator
@@ -131,7 +109,7 @@ class Engine:
         if self._trouble:
             raise EngineLost(self._trouble)
         key = next(self._keys)
-        stream = self._streams[key] = _Stream()
+        stream = self._streams[key] = Stream()
         self._send(key, generation)
         ended = False
         try:
@@ -151,12 +129,6 @@ class Engine:
             if not ended:
                 self._send(key, None)
 
-    def _send(self, key: int, generation: Generation | None) -> None:
-        """Tell the thread of a new request, or with None that a request is cancelled."""
-        with self._wake:
-            self._inbox.append((key, generation))
-            self._wake.notify()
-
     def _deliver(self, batch: Sequence[tuple[int, tuple[News, ...]]]) -> None:
         for key, news in batch:
             stream = self._streams.get(key)
@@ -166,6 +138,85 @@ class Engine:
     def _fail_all(self, error: KuwaError) -> None:
         for stream in self._streams.values():
             stream.put((error,))
+
+    def _tell_trouble(self) -> None:
+        """To be called behind the last news of the requests that were under way."""
+        self._call(lambda: self._on_trouble and self._on_trouble(self._trouble))
+
+    def _report(self, batch: Sequence[tuple[int, tuple[News, ...]]]) -> None:
+        self._call(lambda: self._deliver(batch))
+
+    def _call(self, there: Callable[[], object]) -> None:
+        """Have something done on the event loop."""
+        assert self._loop is not None  # noqa: S101 - start sets it before the thread begins
+        try:
+            self._loop.call_soon_threadsafe(there)
+        except RuntimeError:
+            self._closing = True  # the event loop is closed: nobody listens any more
+
+
+class Engine(Door):
+    """One backend and the requests on it. Make it anywhere; call `generate` and `close` on an event loop."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        clock: Callable[[], float] = time.monotonic,
+        on_trouble: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(on_trouble)
+        self.backend = backend
+        self._clock = clock
+        self._step_began = 0.0
+        self._step_tokens = 0  # 0 between steps
+        self._scheduler = Scheduler(backend.limits)
+        self._inbox: deque[tuple[int, Generation | None]] = deque()
+        self._wake = threading.Condition()
+        self._failures = 0
+        self._steps = self._computed = self._generated = self._cached = 0
+        self._thread = threading.Thread(target=self._work, name="kuwa-engine", daemon=True)
+
+    # ---- the door, on the event loop -----------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def close(self) -> None:
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+        self._fail_all(EngineLost("The engine has been stopped."))
+
+    @property
+    def steps(self) -> int:
+        return self._steps
+
+    def stats(self) -> Stats:
+        scheduler = self._scheduler
+        return Stats(
+            running=scheduler.running,
+            waiting=scheduler.waiting,
+            slots=scheduler.limits.slots,
+            owned=scheduler.owned,
+            tokens=scheduler.tokens,
+            steps=self._steps,
+            computed=self._computed,
+            generated=self._generated,
+            cached=self._cached,
+        )
+
+    def overdue(self, patience_s: float) -> bool:
+        tokens = self._step_tokens
+        allowed = patience_s * (1 + tokens / PATIENT_TOKENS)
+        return tokens > 0 and self._clock() - self._step_began > allowed
+
+    def _send(self, key: int, generation: Generation | None) -> None:
+        with self._wake:
+            self._inbox.append((key, generation))
+            self._wake.notify()
 
     # ---- the thread ----------------------------------------------------------------------------------------
 
@@ -225,33 +276,39 @@ class Engine:
         Which keys and values were written cannot be known, so that none of them can be trusted.
         """
         self._failures += 1
-        if out_of_memory(error):
-            failure: KuwaError = QueueFull(
-                "The model's memory did not suffice for the requests under way. Try again with a shorter prompt or "
-                "later; whoever runs the executor can lower --concurrency or --max_batch_tokens."
-            )
-        else:
-            failure = EngineLost("The engine failed at a step and began anew; the executor's log says why.")
+        failure = said_of(error)
         log.error("a step of the engine failed, %d requests with it", self._scheduler.running, exc_info=error)
         lost = [run.key for run in self._scheduler.runs]
         self._scheduler.clear()
         del error
-        self.backend.reset()
-        gc.collect()
-        _empty_device_cache()
-        if self._failures >= MOST_FAILURES:
+        if not self._renewed():
             self._trouble = "The engine failed several times in a row; the executor's log says why. Restart it."
         self._report([(key, (failure,)) for key in lost])
+        if self._trouble:
+            self._tell_trouble()
 
-    def _report(self, batch: Sequence[tuple[int, tuple[News, ...]]]) -> None:
-        assert self._loop is not None  # noqa: S101 - start sets it before the thread begins
+    def _renewed(self) -> bool:
+        """Make the backend begin anew; False where it cannot, or fails at the simplest request, too.
+
+        Without that look a few requests that fail by themselves would look like a device that is gone.
+        """
         try:
-            self._loop.call_soon_threadsafe(self._deliver, batch)
-        except RuntimeError:
-            self._closing = True  # the event loop is closed: nobody listens any more
+            self.backend.reset()
+            gc.collect()
+            _empty_device_cache()
+            if self._failures >= MOST_FAILURES:
+                alone = Scheduler(self.backend.limits)
+                alone.add(0, Generation(prompt=[0], max_tokens=1))
+                self.backend.compute(alone.plan())
+                self.backend.reset()
+                self._failures = 0
+        except Exception:
+            log.exception("the engine cannot begin anew")
+            return False
+        return True
 
 
-class _Stream:
+class Stream:
     """What the engine has said of one request and nobody has heard yet."""
 
     def __init__(self) -> None:
@@ -277,6 +334,16 @@ class _Stream:
         heard = list(self._news)
         self._news.clear()
         return heard
+
+
+def said_of(error: Exception) -> KuwaError:
+    """What the requests of a failed step are told."""
+    if out_of_memory(error):
+        return QueueFull(
+            "The model's memory did not suffice for the requests under way. Try again with a shorter prompt or "
+            "later; whoever runs the executor can lower --concurrency or --max_batch_tokens."
+        )
+    return EngineLost("The engine failed at a step and began anew; the executor's log says why.")
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -7,7 +7,7 @@ one after the other with its own cache. Where the logits agree, packed batches a
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from kuwa.engine import sizing
+from kuwa.engine.loop import Door, Engine
+from kuwa.engine.paged import PagedBackend, PagedEngine
 from kuwa.engine.request import Generation
 from kuwa.engine.scheduler import Limits, Scheduler
 from kuwa.engine.slots import CannotPack, SlotBackend
@@ -22,8 +24,9 @@ from kuwa.engine.turns import TurnsBackend
 
 log = logging.getLogger(__name__)
 
-Choice = Literal["auto", "slot", "interleave", "single"]
-AnyBackend = SlotBackend | TurnsBackend
+Choice = Literal["auto", "slot", "paged", "interleave", "single"]
+Stepping = SlotBackend | TurnsBackend
+AnyBackend = Stepping | PagedBackend
 
 _LENGTHS = (13, 5)
 _NEW = 3
@@ -58,7 +61,16 @@ def backend_for(
     return backend
 
 
+def engine_of(backend: AnyBackend, on_trouble: Callable[[str], None]) -> Door:
+    """The engine that computes on `backend`; `on_trouble` is told when it no longer can."""
+    if isinstance(backend, PagedBackend):
+        return PagedEngine(backend, on_trouble=on_trouble)
+    return Engine(backend, on_trouble=on_trouble)
+
+
 def _tried(model: Any, wanted: Choice, limits: Limits) -> AnyBackend:
+    if wanted == "paged":
+        return _paged(model, limits)
     turns = replace(limits, share_prefixes=False, chunks=False)
     alone = TurnsBackend(model, replace(turns, slots=1))
     expected = [logits for ids in _probes(model) for logits in _logits(alone, [ids])]
@@ -87,7 +99,16 @@ def _tried(model: Any, wanted: Choice, limits: Limits) -> AnyBackend:
     return alone
 
 
-def _fault(backend: AnyBackend, model: Any, expected: Sequence[Tensor]) -> str:
+def _paged(model: Any, limits: Limits) -> PagedBackend:
+    """For models of ordinary attention. Not chosen by itself: it pays with flash attention on a GPU alone."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if kinds - _PACKABLE_LAYERS:
+        odd = ", ".join(sorted(kinds - _PACKABLE_LAYERS))
+        raise CannotServe(f"--engine paged cannot serve this model: it has layers of the kind {odd}; use --engine auto")
+    return PagedBackend(model, limits)
+
+
+def _fault(backend: Stepping, model: Any, expected: Sequence[Tensor]) -> str:
     """Why the backend does not serve the model; empty where it does. `expected` are the logits of one probe after
     the other."""
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
@@ -115,7 +136,7 @@ def _probes(model: Any) -> list[list[int]]:
     return [[(7919 * (place + 31 * length)) % size for place in range(length + _NEW)] for length in _LENGTHS]
 
 
-def _logits(backend: AnyBackend, probes: Sequence[Sequence[int]]) -> list[Tensor]:
+def _logits(backend: Stepping, probes: Sequence[Sequence[int]]) -> list[Tensor]:
     """The logits behind each probe's prompt and the tokens that follow it, computed in pieces, probe by probe."""
     scheduler = Scheduler(replace(backend.limits, step_tokens=8))
     for key, ids in enumerate(probes):

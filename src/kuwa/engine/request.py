@@ -48,7 +48,10 @@ class Sampling:
 
 
 class Constraint(Protocol):
-    """Which tokens a grammar allows next. One object per request; only the engine's thread calls it."""
+    """Which tokens a grammar allows next. One object per request; only the engine's thread calls it. It never raises:
+    other requests are computed in the same step. `fault` says why it gave up, and then it has ended."""
+
+    fault: str
 
     def allowed(self) -> Any:
         """The allowed tokens as an int32 bitmask of torch, one bit per id, or None where all are allowed."""

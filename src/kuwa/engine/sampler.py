@@ -27,11 +27,18 @@ NEVER = float("-inf")
 
 def draw(logits: Tensor, runs: Sequence[Run]) -> list[Drawn]:
     """The next token of each run; `logits` is `[len(runs), vocabulary]`."""
-    likeliest = _numbers(logits.argmax(dim=-1))
+    likeliest = _likeliest(logits)
     return [
         Drawn(likeliest[row]) if _is_plain(run) else _draw_one(logits[row], run, likeliest[row])
         for row, run in enumerate(runs)
     ]
+
+
+def _likeliest(logits: Tensor) -> list[int]:
+    """On the CPU by numpy, whose search is ten times as fast."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return cast("list[int]", logits.numpy().argmax(-1).tolist())
+    return _numbers(logits.argmax(dim=-1))
 
 
 def _is_plain(run: Run) -> bool:

@@ -196,19 +196,12 @@ class Scheduler:
         for segment, token in zip(plan.drawing, drawn, strict=True):
             run = segment.run
             run.ids.append(token)
-            reason = self._end(run, token)
+            reason = end_of(run, self.limits.length)
             news.append((run, None if reason is None else End(reason, run.cached)))
             if reason is not None:
                 del self._running[run.key]
                 self._give_back(run)
         return news
-
-    def _end(self, run: Run, token: int) -> EndReason | None:
-        generation = run.generation
-        if token in generation.stops or (generation.constraint is not None and generation.constraint.ended()):
-            return "stop"
-        full = run.generated >= generation.max_tokens or len(run.ids) >= self.limits.length
-        return "length" if full else None
 
     # ---- slots ---------------------------------------------------------------------------------------------
 
@@ -261,6 +254,15 @@ class Scheduler:
         if not self.limits.share_prefixes or run.generation.inputs is not None:
             slot.held = []
             self._to_clear.append(run.slot)
+
+
+def end_of(run: Run, length: int) -> EndReason | None:
+    """Why the last token of the run was its last one; None where it goes on. `length` is the most tokens of all."""
+    generation = run.generation
+    if run.ids[-1] in generation.stops or (generation.constraint is not None and generation.constraint.ended()):
+        return "stop"
+    full = run.generated >= generation.max_tokens or len(run.ids) >= length
+    return "length" if full else None
 
 
 def common_beginning(a: list[int], b: list[int]) -> int:

@@ -204,7 +204,7 @@ class _Arena:
             self._attend_group(layer, group, query, _Extras(scaling, sliding_window, softcap, s_aux))
             for group in self.groups
         ]
-        return torch.cat(outputs).unsqueeze(0), None
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unsqueeze(0), None
 
     def _attend_group(self, layer: _Layer, group: Group, query: Tensor, extras: _Extras) -> Tensor:
         """`[tokens of the group, heads, width]`."""

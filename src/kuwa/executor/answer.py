@@ -72,9 +72,9 @@ class Answer:
                 self._ids += ids
                 return self._with_ids(self._text(text, choice))
             case Reasoning(text, choice):
-                return self._delta(choice, {"reasoning_content": text}) if text else b""
+                return self._with_ids(self._delta(choice, {"reasoning_content": text})) if text else b""
             case ToolCallDelta():
-                return self._tool_call(chunk)
+                return self._with_ids(self._tool_call(chunk))
             case Usage():
                 self.usage = _usage_fields(chunk)
                 return b""
@@ -499,11 +499,14 @@ def _merge(into: Fields, delta: Fields) -> None:
 def _merge_list(had: list[Any], pieces: list[Any]) -> list[Any]:
     numbered = {fields["index"]: fields for item in had if "index" in (fields := _fields(item))}
     for piece in pieces:
-        known = numbered.get(_fields(piece).get("index"))
-        if known is None:
-            had.append(piece)
-        else:
-            _merge(known, _fields(piece))
+        fields = _fields(piece)
+        known = numbered.get(fields.get("index"))
+        if known is not None:
+            _merge(known, fields)
+            continue
+        had.append(piece)
+        if "index" in fields:
+            numbered[fields["index"]] = fields  # two pieces of one thing may come in one delta
     return had
 
 

@@ -52,7 +52,7 @@ class Subject:
 
 
 @cache
-def subject(name: str, engine: str = "auto") -> Subject:
+def subject(name: str, engine: str = "auto", slots: int = SLOTS) -> Subject:
     model = make_model(name)
     draw_ = random.Random(3)  # noqa: S311 - the same prompts each time are what is wanted
     vocabulary = model.config.get_text_config().vocab_size
@@ -62,7 +62,7 @@ def subject(name: str, engine: str = "auto") -> Subject:
     references = [_reference(model, prompt) for prompt in prompts]
     # After the references: a backend puts its own attention into the model.
     return Subject(
-        model, backend_for(model, engine, slots=SLOTS, context=256, step_tokens=24, budget=1 << 28), references
+        model, backend_for(model, engine, slots=slots, context=256, step_tokens=24, budget=1 << 28), references
     )
 
 
@@ -91,6 +91,7 @@ class Driver:
         self.scheduler = Scheduler(self.backend.limits)
         self.asked: dict[int, Reference] = {}
         self.keys = 0
+        self.most = 0  # requests that were computed in one step
 
     def add(self, which: int, most: int = NEW, done: int = 0) -> int:
         reference = self.subject.references[which]
@@ -106,6 +107,7 @@ class Driver:
 
     def step(self) -> None:
         plan = self.scheduler.plan()
+        self.most = max(self.most, self.scheduler.running)
         drawn = draw(self.backend.compute(plan), [segment.run for segment in plan.drawing])
         for run, end in self.scheduler.advance(plan, [token.id for token in drawn]):
             if end is not None:
@@ -138,12 +140,14 @@ def test_a_model_that_cannot_be_packed_is_found_out_and_takes_turns(name: str) -
 @pytest.mark.parametrize("at_once", [1, 3, 16])
 @pytest.mark.parametrize("name", [*PACKED, *PACKED_MOE, *IN_TURNS])
 def test_greedy_output_is_what_generate_gives(name: str, at_once: int) -> None:
-    driver = Driver(subject(name))
+    driver = Driver(subject(name, slots=max(at_once, SLOTS)))
     for index in range(max(at_once, len(driver.subject.references))):
         driver.add(index % len(driver.subject.references))
         if (index + 1) % at_once == 0:
             driver.finish()
     driver.finish()
+    assert driver.most == at_once
+    assert driver.subject.close <= max(1, driver.subject.compared / 1000)
 
 
 ACTIONS = st.lists(

@@ -186,6 +186,35 @@ async def test_an_engine_that_fails_again_and_again_is_given_up() -> None:
             await answer(engine, 1)
 
 
+async def test_an_engine_that_is_given_up_says_so_once() -> None:
+    def trouble(_: Plan) -> None:
+        raise RuntimeError("broken")
+
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    engine = Engine(CountingBackend(trouble), on_trouble=heard.put_nowait)
+    engine.start()
+    for _ in range(MOST_FAILURES):
+        with pytest.raises(EngineLost):
+            await answer(engine, 1)
+    async with asyncio.timeout(5):
+        assert await heard.get() == engine.trouble
+    await engine.close()
+    assert heard.empty()
+
+
+async def test_requests_that_fail_by_themselves_do_not_end_the_engine() -> None:
+    def trouble(plan: Plan) -> None:
+        if any(13 in segment.ids for segment in plan.segments):
+            raise RuntimeError("an unlucky request")
+
+    async with running(CountingBackend(trouble)) as engine:
+        for _ in range(3 * MOST_FAILURES):
+            with pytest.raises(EngineLost, match="log says why"):
+                await answer(engine, 13)
+        assert engine.trouble == ""
+        assert await answer(engine, 1, 2) == [2, 3]
+
+
 async def test_a_step_that_hangs_is_a_timeout() -> None:
     go_on = threading.Event()
     async with running(CountingBackend(lambda _: go_on.wait(10) and None)) as engine:

@@ -120,6 +120,26 @@ def test_progress_is_a_comment_in_a_stream_and_nothing_elsewhere() -> None:
 
 
 class TestRawEvents:
+    def test_pieces_of_one_call_are_put_together_also_within_one_delta(self) -> None:
+        pieces = [
+            {"index": 0, "id": "a", "function": {"name": "tide", "arguments": ""}},
+            {"index": 0, "function": {"arguments": '{"h'}},
+            {"index": 1, "id": "b", "function": {"name": "wind", "arguments": "{}"}},
+        ]
+        last = raw(delta={"tool_calls": [{"index": 0, "function": {"arguments": '": 1}'}}]})
+        calls = whole([raw(delta={"tool_calls": pieces}), last])["choices"][0]["message"]["tool_calls"]
+        assert [call["function"] for call in calls] == [
+            {"name": "tide", "arguments": '{"h": 1}'},
+            {"name": "wind", "arguments": "{}"},
+        ]
+
+    def test_lists_of_things_without_a_number_are_joined(self) -> None:
+        found = whole(
+            [raw(delta={"notes": [{"index": 3, "url": "a"}, {"url": "b"}, "c"]}), raw(delta={"notes": ["d"]})]
+        )
+        notes = found["choices"][0]["message"]["notes"]
+        assert notes == [{"index": 3, "url": "a"}, {"url": "b"}, "c", "d"]
+
     def test_a_raw_event_keeps_unknown_fields_and_gets_our_id(self) -> None:
         chunks: list[Chunk] = [
             raw(delta={"role": "assistant", "content": ""}),

@@ -56,7 +56,9 @@ class ChoiceAnswer:
         """What has become certain with this token."""
         text = "" if drawn.id in self._silent else self._detokenizer.push(drawn.id)
         chunks = list(self._shown(text)) if text else []
-        return self._with_logprobs(chunks, drawn) if self._logprobs and drawn.id not in self._silent else chunks
+        if self._logprobs:
+            return self._with_logprobs(chunks, drawn) if drawn.id not in self._silent else chunks
+        return _with_id(chunks, drawn.id, self._index)
 
     def finish(self, reason: EndReason) -> list[Chunk]:
         """The last chunks of the choice, its finish at the end."""
@@ -128,6 +130,13 @@ class ChoiceAnswer:
         # A token that is a part of a character: its bytes are not in the text any more.
         known = None if BROKEN in text else list(text.encode("utf-8", "replace"))
         return {"token": text, "logprob": _finite(logprob), "bytes": known}
+
+
+def _with_id(chunks: list[Chunk], token: int, choice: int) -> list[Chunk]:
+    """The chunks with the token beside them: by their ids another executor goes on where this one was lost."""
+    if len(chunks) == 1 and isinstance(chunks[0], Text):
+        return [Text(chunks[0].text, choice, (token,))]
+    return [Text("", choice, (token,)), *chunks]
 
 
 def _finite(logprob: float) -> float:

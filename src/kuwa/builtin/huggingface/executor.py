@@ -26,13 +26,13 @@ from kuwa.executor.chunks import Chunk, Progress, RawEvents, Usage
 from kuwa.executor.media import fetch_images
 from kuwa.executor.options import collect
 from kuwa.executor.prompt import UnknownTemplate, resolve_template
-from kuwa.wire.errors import InvalidRequest, Unsupported
+from kuwa.wire.errors import InvalidRequest, ResumeMismatch, Unsupported
 
 if TYPE_CHECKING:
     from kuwa.builtin.huggingface.answer import ChoiceAnswer
     from kuwa.builtin.huggingface.loading import Source
     from kuwa.builtin.huggingface.vllm import Vllm
-    from kuwa.engine.request import Generation
+    from kuwa.engine.request import EndReason, Generation
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class HuggingfaceExecutor(LLMExecutor):
     LLM_name = "huggingface"
     description = "[On-premises model] Download and run Huggingface model locally."
     concurrency = 16
-    capabilities = ("tools", "logprobs", "n")
+    capabilities = ("tools", "logprobs", "n", "response_format", "resume")
     handles_stop = True
     _vllm: Vllm | None = None
 
@@ -65,6 +65,7 @@ class HuggingfaceExecutor(LLMExecutor):
 
     def setup(self) -> None:
         """Load the model, try its chat template, choose and size its engine. Raises SetupFailed, UsageError."""
+        self._fingerprint = ""
         self._defaults_without_model()
         source = self._source()
         if self.args.engine == "vllm":
@@ -141,13 +142,16 @@ class HuggingfaceExecutor(LLMExecutor):
 
         command = [find_vllm(self.environment), *arguments(self.args, self.concurrency, self._template)]
         options = collect(argparse.Namespace(**self._given), PARAMETERS, self._file)
-        self.capabilities = (*type(self).capabilities, "images", "response_format", "echo")
+        own = (name for name in type(self).capabilities if name != "resume")
+        self.capabilities = (*own, "images", "echo")
         self._vllm = Vllm(command, self.args, options, self._system_prompt())
 
     def _system_prompt(self) -> str:
         return "" if self.args.no_system_prompt else self.args.system_prompt or ""
 
     def _prepare_chat(self) -> None:
+        from kuwa.builtin.huggingface.constraints import Grammars
+        from kuwa.builtin.huggingface.fingerprint import fingerprint
         from kuwa.builtin.huggingface.prompting import BadTemplate, Prompter
         from kuwa.builtin.huggingface.sampling import own_options
         from kuwa.engine.probe import CannotServe, backend_for
@@ -188,6 +192,20 @@ class HuggingfaceExecutor(LLMExecutor):
         except BadTemplate as error:
             raise SetupFailed(f"{error}; give another --override_chat_template") from error
         self._decode = _decoder(loaded.tokenizer)
+        self._grammars = Grammars(loaded.tokenizer, self._decode, vocabulary=self._vocabulary, stops=loaded.stops)
+        answers_by = (
+            self._template,
+            self._system_prompt(),
+            limit,
+            self.context_length,
+            sorted(loaded.stops),
+            backend.name,
+        )
+        self._fingerprint = fingerprint(
+            loaded.model,
+            loaded.tokenizer,
+            (sorted(self._options.items()), *answers_by, backend.limits.step_tokens),
+        )
 
     def _prepare_vectors(self) -> None:
         from kuwa.builtin.huggingface.vectors import UnknownRecipe, Vectors, recipe_of
@@ -206,11 +224,11 @@ class HuggingfaceExecutor(LLMExecutor):
         if self._vllm is not None:
             await self._start_vllm(self._vllm)
         elif self._makes_text:
-            from kuwa.engine.loop import Engine
+            from kuwa.engine.probe import engine_of
             from kuwa.executor.renderer import Renderer
 
             self._renderer = Renderer()
-            self._engine = Engine(self._backend)
+            self._engine = engine_of(self._backend, self.give_up)
             self._engine.start()
 
     async def _start_vllm(self, vllm: Vllm) -> None:
@@ -239,6 +257,13 @@ class HuggingfaceExecutor(LLMExecutor):
     def _makes_text(self) -> bool:
         return self._loaded.kind in ("text", "images")
 
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def own_seed(self) -> int | None:
+        """The seed that the executor was started with."""
+        return self._options.get("seed") if self._fingerprint else None
+
     # ---- requests ------------------------------------------------------------------------------------------
 
     async def llm_compute(self, request: Request) -> AsyncIterator[Chunk]:
@@ -262,14 +287,26 @@ class HuggingfaceExecutor(LLMExecutor):
 
     async def _choice(self, generation: Generation, answer: ChoiceAnswer, tally: Tally) -> AsyncGenerator[Chunk]:
         from kuwa.engine.loop import Working
-        from kuwa.engine.request import End
+        from kuwa.engine.request import Drawn, End
 
+        for token in generation.done:
+            tally.generated += 1
+            for chunk in answer.take(Drawn(token)):
+                yield chunk
+        if (reason := ended_before(generation, answer)) is not None:
+            for chunk in answer.finish(reason):
+                yield chunk
+            return
         async with aclosing(self._engine.generate(generation, patience_s=self.args.timeout)) as tokens:
             async for token in tokens:
                 if isinstance(token, Working):
                     yield Progress()
                     continue
                 if isinstance(token, End):
+                    if generation.constraint is not None and generation.constraint.fault:
+                        raise Unsupported(
+                            f"The answer can no longer be kept to its form: {generation.constraint.fault}"
+                        )
                     tally.cached = max(tally.cached, token.cached)
                     last = answer.finish(token.reason)
                 else:
@@ -305,12 +342,14 @@ class HuggingfaceExecutor(LLMExecutor):
     def _question(self, request: Request, images: Sequence[bytes], rendered: str | None) -> Question:
         """What the engine is to compute for `request`. Raises what the client is to read."""
         from kuwa.builtin.huggingface.answer import ChoiceAnswer
+        from kuwa.builtin.huggingface.constraints import form_of
         from kuwa.builtin.huggingface.parts import THINK, PartReader
         from kuwa.builtin.huggingface.pictures import placed
         from kuwa.builtin.huggingface.sampling import options_of, samplings, stop_tokens
         from kuwa.engine.request import Generation
 
         options = options_of(request, self._options)
+        form = form_of(request, options)
         drawn_by = samplings(request, options, self._vocabulary)
         stops = self._loaded.stops | stop_tokens(request, self._vocabulary)
         if images:
@@ -324,6 +363,9 @@ class HuggingfaceExecutor(LLMExecutor):
         most = min(options["max_new_tokens"], self.context_length - len(prompt))
         thinks = request.kind == "chat" and self._decode(prompt[-4:]).rstrip().endswith(THINK[0])
         question = Question(prompt, [], [])
+        done = self._known(request, most)
+        if done and images:
+            raise ResumeMismatch("An answer about images is begun anew, not gone on with.")
         for index, sampling in enumerate(drawn_by):
             parts = PartReader(thinks=thinks, calls=bool(request.tools)) if request.kind == "chat" else None
             question.answers.append(
@@ -337,9 +379,21 @@ class HuggingfaceExecutor(LLMExecutor):
                     logprobs=sampling.logprobs is not None,
                 )
             )
+            constraint = None if form is None else self._grammars.constraint(form, thinks=thinks)
             question.generations.append(
-                Generation(prompt=prompt, max_tokens=most, sampling=sampling, stops=stops, inputs=inputs)
+                Generation(
+                    prompt=prompt,
+                    max_tokens=most,
+                    sampling=sampling,
+                    stops=stops,
+                    inputs=inputs,
+                    done=done,
+                    constraint=constraint,
+                )
             )
+            if constraint is not None:
+                for token in done:
+                    constraint.accept(token)
         return question
 
     def _inputs(self, made: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -351,6 +405,13 @@ class HuggingfaceExecutor(LLMExecutor):
         dtype = self._loaded.model.dtype
         floats = {name for name, value in made.items() if torch.is_tensor(value) and value.is_floating_point()}
         return {name: value.to(dtype) if name in floats else value for name, value in made.items()}
+
+    def _known(self, request: Request, most: int) -> list[int]:
+        """The tokens of the answer that another executor has computed already. Raises ResumeMismatch."""
+        known = request.resume.ids if request.resume is not None else []
+        if len(known) > most or not all(0 <= token < self._vocabulary for token in known):
+            raise ResumeMismatch("These are not the token ids of an answer of this model.")
+        return known
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         if self._vllm is not None or self._loaded.kind != "embedding":
@@ -365,6 +426,15 @@ class HuggingfaceExecutor(LLMExecutor):
             raise Unsupported(f"The model {request.access_code!r} cannot rerank documents.", param="model")
         async with self._turn:
             return Ranking(*await asyncio.to_thread(self._vectors.score, request.query, request.documents))
+
+
+def ended_before(generation: Generation, answer: ChoiceAnswer) -> EndReason | None:
+    """Why there is nothing to generate behind the tokens that are known already; None where there is."""
+    done = generation.done
+    over = generation.constraint is not None and generation.constraint.ended()
+    if done and (over or answer.stopped or done[-1] in generation.stops):
+        return "stop"
+    return "length" if len(done) >= generation.max_tokens else None
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import argparse
 from kuwa.executor.media import WEB_CHOICES
 from kuwa.executor.options import Option, add_options
 
-ENGINES = ("auto", "slot", "interleave", "single", "vllm")
+ENGINES = ("auto", "slot", "paged", "interleave", "single", "vllm")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 PARAMETERS = (
@@ -23,6 +23,9 @@ PARAMETERS = (
     Option("frequency_penalty", float, "Above 0: avoid tokens the more often they occurred", low=-2, high=2),
     Option("logit_bias", dict, 'Make tokens likelier or rarer, by token id: {"1234": -100}'),
     Option("seed", int, "Draw the same way each time"),
+    Option("json_schema", dict, "Answer only JSON that keeps to this schema"),
+    Option("grammar", str, "Answer only what this grammar allows, GBNF or Lark"),
+    Option("regex", str, "Answer only what this regular expression matches"),
     Option("stop", list, "End the answer before this text; repeat for several"),
 )
 
