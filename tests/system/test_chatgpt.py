@@ -85,8 +85,6 @@ def test_only_what_the_client_set_is_sent_and_under_the_operators_model(url: str
         "model": "gpt-fake",
         "messages": [{"role": "user", "content": "hi"}],
         "temperature": 0.25,
-        "stream": True,
-        "stream_options": {"include_usage": True},
     }
     assert openai.last["headers"]["authorization"] == f"Bearer {KEY}"
 

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kuwa.executor.base import LLMExecutor, NotBuiltYet, SetupFailed
-    from kuwa.executor.chunks import Chunk, Finish, RawEvent, RawEvents, Reasoning, Text, ToolCallDelta, Usage
+    from kuwa.executor.chunks import (
+        Chunk,
+        Finish,
+        RawAnswer,
+        RawEvent,
+        RawStream,
+        Reasoning,
+        Text,
+        ToolCallDelta,
+        Usage,
+    )
     from kuwa.executor.modelfile import Modelfile
     from kuwa.executor.request import Embeddings, EmbedRequest, Ranking, Request, RerankRequest
 
@@ -25,8 +35,9 @@ __all__ = [
     "Modelfile",
     "NotBuiltYet",
     "Ranking",
+    "RawAnswer",
     "RawEvent",
-    "RawEvents",
+    "RawStream",
     "Reasoning",
     "Request",
     "RerankRequest",
@@ -38,7 +49,10 @@ __all__ = [
 
 _HOMES = {
     "base": ("LLMExecutor", "NotBuiltYet", "SetupFailed"),
-    "chunks": ("Chunk", "Finish", "RawEvent", "RawEvents", "Reasoning", "Text", "ToolCallDelta", "Usage"),
+    "chunks": (
+        *("Chunk", "Finish", "RawAnswer", "RawEvent", "RawStream"),
+        *("Reasoning", "Text", "ToolCallDelta", "Usage"),
+    ),
     "modelfile": ("Modelfile",),
     "request": ("EmbedRequest", "Embeddings", "Ranking", "Request", "RerankRequest"),
 }

@@ -13,12 +13,13 @@ import struct
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
 from kuwa.executor.answer import Answer, Events, RawText, Whole
 from kuwa.executor.base import LLMExecutor
+from kuwa.executor.chunks import RawStream
 from kuwa.executor.compute import Compute
 from kuwa.executor.figures import Figures
 from kuwa.executor.intake import Intake
@@ -304,6 +305,7 @@ class Job:
         self._task: asyncio.Task[None] | None = None
         self._abort: asyncio.Task[Any] | None = None
         self._computing = False
+        self._began = self._first = 0.0
         self._told = False
         self._from_kernel = exchange.headers.get(b"x-kuwa-request-id") is not None
 
@@ -399,42 +401,71 @@ class Job:
     async def compute(self, answer: Answer, request: Request) -> None:
         """Compute `request` and send what comes. The loop over the chunks is the executor's hot path."""
         self.request, self._answer = request, answer
-        loop = asyncio.get_running_loop()
-        exchange, server, streamed = self.exchange, self.server, not isinstance(answer, Whole)
-        began = yielded = loop.time()
-        first = 0.0
-        chunks = server.compute.open(request)
+        time_now = asyncio.get_running_loop().time
+        exchange = self.exchange
+        self._began = yielded = time_now()
+        chunks = self.server.compute.open(request)
         try:
             async for chunk in chunks:
-                data = answer.take(chunk)
-                if self.cancelled:
-                    raise asyncio.CancelledError
-                server.chunks += 1
-                if not first:
-                    first = loop.time()
-                if data:
-                    if not exchange.started:
-                        exchange.start(200, self._headers(request))
-                        data = self.opening + data
-                    exchange.write(data)
+                if isinstance(chunk, RawStream):
+                    await self._pass_on(chunk, answer)
+                else:
+                    self._send(answer.take(chunk))
+                if exchange.congested:
                     await exchange.drain()
                 if answer.cut:
                     break
-                now = loop.time()
-                if now - yielded > YIELD_S:
+                if time_now() - yielded > YIELD_S:
                     await asyncio.sleep(0)
-                    yielded = now
+                    yielded = time_now()
         finally:
             close = getattr(chunks, "aclose", None)
             if close is not None:
                 await close()
-        if streamed:
-            self._finish_stream(answer, request)
-        else:
+        if isinstance(answer, Whole):
             self._told = not exchange.gone
             exchange.respond(200, answer.finish(), self._headers(request))
-        ended = loop.time()
-        self._report(answer, ended - began, (first or ended) - began)
+        else:
+            self._finish_stream(answer, request)
+        self._report(answer, time_now())
+
+    def _send(self, data: bytes) -> None:
+        """Send what a chunk has become."""
+        if self.cancelled:
+            raise asyncio.CancelledError
+        self.server.chunks += 1
+        if not self._first:
+            self._first = asyncio.get_running_loop().time()
+        if data:
+            exchange = self.exchange
+            if not exchange.started:
+                exchange.start(200, self._headers(cast("Request", self.request)))
+                data = self.opening + data
+            exchange.write(data)
+
+    async def _pass_on(self, stream: RawStream, answer: Answer) -> None:
+        """Send a stream's events as they are handed over: no task runs in between."""
+        exchange = self.exchange
+        failure: BaseException | None = None
+
+        def give(datas: list[bytes]) -> bool:
+            nonlocal failure
+            try:
+                self._send(answer.take_events(datas))
+            except (KuwaError, asyncio.CancelledError) as error:
+                failure = error
+                return True
+            if exchange.congested:
+                stream.pause()
+            return answer.cut
+
+        exchange.source = stream
+        try:
+            await stream.run(give)
+        finally:
+            exchange.source = None
+        if failure is not None:
+            raise failure
 
     def _finish_stream(self, answer: Answer, request: Request) -> None:
         exchange = self.exchange
@@ -444,12 +475,13 @@ class Job:
         exchange.write(answer.finish())
         exchange.end()
 
-    def _report(self, answer: Answer, seconds: float, first_s: float) -> None:
+    def _report(self, answer: Answer, now: float) -> None:
         counts = answer.counts()
+        seconds = now - self._began
         if self.server.figures is not None:
             self.server.figures.answered(
                 seconds=seconds,
-                first_s=first_s,
+                first_s=(self._first or now) - self._began,
                 characters=answer.characters,
                 prompt_tokens=int(counts.get("prompt_tokens") or 0),
                 completion_tokens=int(counts.get("completion_tokens") or 0),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -31,10 +31,11 @@ class Response:
 
 
 class StreamedResponse(UnframedHandler):
-    """A response whose body is iterated as it arrives; reading pauses while the reader is behind."""
+    """A response whose body is iterated as it arrives, reading pausing while the reader is behind; or pushed."""
 
-    def __init__(self, connection: UpstreamConnection) -> None:
-        self._connection = connection
+    def __init__(self) -> None:
+        self._origin: Origin | None = None
+        self._connection: UpstreamConnection | None = None
         self._head: ResponseHead | None = None
         self._pieces: list[bytes] = []
         self._buffered = 0
@@ -42,6 +43,39 @@ class StreamedResponse(UnframedHandler):
         self._ended = False
         self._error: KuwaError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Callable[[bytes], bool] | None = None
+
+    async def begin(self, request: bytes, origin: Origin, pool: UpstreamPool, *, no_body: bool = False) -> None:
+        """Send a whole request over `pool` and wait for the head of its response. Call `cut` in the end.
+
+        Raises NoReplica (cannot connect), UpstreamLost, BadUpstream, and what `give_up` was given.
+        """
+        self._origin = origin
+        idle = pool.take(origin)
+        if idle is not None:
+            try:
+                await self._ask(idle, request, no_body=no_body)
+            except UpstreamLost:
+                if idle.received:
+                    raise
+                # The server had closed the idle connection meanwhile: it has not begun this request.
+                self._error, self._ended = None, False
+            else:
+                return
+        await self._ask(await pool.connect(origin), request, no_body=no_body)
+
+    async def _ask(self, connection: UpstreamConnection, request: bytes, *, no_body: bool) -> None:
+        self._connection = connection
+        connection.send(request, self, no_body=no_body)
+        while self._head is None and self._error is None:
+            await self._next()
+        if self._head is None and self._error is not None:
+            raise self._error
+
+    def cut(self) -> None:
+        """Cut the connection, unless the response has come to its end."""
+        if self._connection is not None:
+            self._connection.cancel(self)
 
     @property
     def status(self) -> int:
@@ -51,18 +85,27 @@ class StreamedResponse(UnframedHandler):
     def headers(self) -> dict[bytes, bytes]:
         return dict(reversed(self._require_head().headers))
 
+    def header(self, name: bytes) -> bytes:
+        """The first header called `name` (lower case); empty where there is none."""
+        return self._require_head().get(name) or b""
+
     def on_head(self, head: ResponseHead) -> None:
         self._head = head
         self._wake()
 
     def on_data(self, data: bytes, ended: bool) -> None:
+        if self._sink is not None:
+            self._ended = ended
+            if (data and self._sink(data)) or ended:
+                self._wake()
+            return
         if data:
             self._pieces.append(data)
             self._buffered += len(data)
         self._ended = ended
         if self._buffered > MAX_BUFFERED_BYTES and not ended and not self._paused:
             self._paused = True
-            self._connection.pause()
+            self.pause()
         self._wake()
 
     def on_lost(self, error: KuwaError) -> None:
@@ -73,19 +116,14 @@ class StreamedResponse(UnframedHandler):
     @property
     def silent_since(self) -> float | None:
         """When the server was last heard, in the pool's time; None where nothing more is waited for."""
-        return None if self._ended or self._connection.paused else self._connection.since
+        connection = self._connection
+        return None if connection is None or self._ended or connection.paused else connection.since
 
     def give_up(self, error: KuwaError) -> None:
         """Cut the connection; who reads the response is told `error`."""
         if not self._ended:
-            self._connection.cancel(self)
+            self.cut()
             self.on_lost(error)
-
-    async def wait_for_head(self) -> None:
-        while self._head is None and self._error is None:
-            await self._next()
-        if self._head is None and self._error is not None:
-            raise self._error
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """The body in pieces. Raises UpstreamLost or BadUpstream when it does not end as announced."""
@@ -93,9 +131,8 @@ class StreamedResponse(UnframedHandler):
             if self._pieces:
                 pieces, self._pieces = self._pieces, []
                 self._buffered = 0
-                # A connection whose response has ended may be somebody else's already.
-                if self._paused and not self._ended:
-                    self._connection.resume()
+                if self._paused:
+                    self.resume()
                 self._paused = False
                 yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
             elif self._ended:
@@ -105,13 +142,42 @@ class StreamedResponse(UnframedHandler):
             else:
                 await self._next()
 
+    async def push(self, sink: Callable[[bytes], bool]) -> None:
+        """Call `sink` with each piece of the body as it arrives, no task between them, until it has ended or `sink`
+        says that it has enough. `sink` may not raise; `pause` and `resume` are for whoever it writes to. Raises as
+        iterating does.
+        """
+        if self._paused:
+            self._paused = False
+            self.resume()
+        held, self._pieces = b"".join(self._pieces), []
+        if held and sink(held):
+            return
+        self._sink = sink
+        try:
+            if not self._ended:
+                await self._next()
+        finally:
+            self._sink = None
+        if self._error is not None:
+            raise self._error
+
+    def pause(self) -> None:
+        # A connection whose response has ended may be somebody else's already.
+        if self._connection is not None and not self._ended:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        if self._connection is not None and not self._ended:
+            self._connection.resume()
+
     async def read(self, max_bytes: int = MAX_FETCH_BYTES) -> bytes:
         """The whole body. Raises BadUpstream beyond `max_bytes`."""
         body = bytearray()
         async for data in self:
             body += data
             if len(body) > max_bytes:
-                raise BadUpstream(f"{self._connection.origin} sent more than {max_bytes} bytes.")
+                raise BadUpstream(f"{self._origin} sent more than {max_bytes} bytes.")
         return bytes(body)
 
     async def _next(self) -> None:
@@ -148,30 +214,19 @@ async def open_stream(
     """
     origin = Origin.of(url)
     request = encode_request(method, url, origin, headers, body)
-    idle = pool.take(origin) if pool is not None else None
     connections = pool or UpstreamPool(tls=tls)
-    while True:
-        connection = idle or await connections.connect(origin)
-        response = StreamedResponse(connection)
+    response = StreamedResponse()
+    try:
         try:
-            connection.send(request, response, no_body=method == "HEAD")
-            try:
-                async with asyncio.timeout(head_timeout_s):
-                    await response.wait_for_head()
-            except TimeoutError as error:
-                raise UpstreamTimeout(f"{origin} did not answer in {head_timeout_s:g} s.") from error
-            except UpstreamLost:
-                # A pooled connection that the server had closed meanwhile: it has not begun this request.
-                if idle is None or connection.received:
-                    raise
-                idle = None
-                continue
-            yield response
-            return
-        finally:
-            connection.cancel(response)
-            if pool is None:
-                connections.close()
+            async with asyncio.timeout(head_timeout_s):
+                await response.begin(request, origin, connections, no_body=method == "HEAD")
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"{origin} did not answer in {head_timeout_s:g} s.") from error
+        yield response
+    finally:
+        response.cut()
+        if pool is None:
+            connections.close()
 
 
 async def fetch(
@@ -196,13 +251,16 @@ async def fetch(
 
 def encode_request(method: str, url: str, origin: Origin, headers: Iterable[HeaderPair], body: bytes) -> bytes:
     """A whole HTTP/1.1 request."""
+    start = request_start(method, url, origin, headers)
+    length = b"content-length: %d\r\n" % len(body) if body or method in ("POST", "PUT", "PATCH") else b""
+    return b"%b%b\r\n%b" % (start, length, body)
+
+
+def request_start(method: str, url: str, origin: Origin, headers: Iterable[HeaderPair]) -> bytes:
+    """The request line and the headers of a request, but for what belongs to its body."""
     parts = urlsplit(url)
     target = parts.path or "/"
     if parts.query:
         target += "?" + parts.query
-    lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method.encode(), target.encode("ascii"), origin.host_header)]
-    for name, value in headers:
-        lines.append(b"%b: %b\r\n" % (name, value))
-    if body or method in ("POST", "PUT", "PATCH"):
-        lines.append(b"content-length: %d\r\n" % len(body))
-    return b"".join([*lines, b"\r\n", body])
+    line = b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method.encode(), target.encode("ascii"), origin.host_header)
+    return line + b"".join([b"%b: %b\r\n" % header for header in headers])

@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kuwa.builtin.chatgpt.parameters import CHAT_ONLY, PARAMETERS, TOKEN_LIMITS
 from kuwa.builtin.chatgpt.window import Window
-from kuwa.executor import LLMExecutor, RawEvents
+from kuwa.executor import LLMExecutor, RawAnswer, RawStream
 from kuwa.executor.arguments import UsageError
 from kuwa.executor.config_file import read_config
 from kuwa.executor.options import add_options, collect
@@ -119,7 +118,7 @@ class ChatGPTExecutor(LLMExecutor):
     async def shutdown(self) -> None:
         self.upstream.close()
 
-    async def llm_compute(self, request: Request) -> AsyncIterator[RawEvents]:
+    async def llm_compute(self, request: Request) -> AsyncIterator[RawAnswer | RawStream]:
         body = self.provider_body(request)
         origin = self._origin(request.provider_key, body["model"])
         window = self.windows[origin.model]
@@ -128,9 +127,8 @@ class ChatGPTExecutor(LLMExecutor):
                 body["messages"], left_out = window.fit(body["messages"], body)
                 request.trimmed_messages += left_out
             try:
-                async with aclosing(self.upstream.events(request.kind, body, origin)) as events:
-                    async for datas in events:
-                        yield RawEvents(datas)
+                async with self.upstream.call(request.kind, body, origin) as response:
+                    yield await self.upstream.answer(response, origin)
                 return
             except ContextLengthExceeded as refusal:
                 # Always before the first event: an answer that has begun fitted.
@@ -160,9 +158,9 @@ class ChatGPTExecutor(LLMExecutor):
             prompt = "" if self.args.no_system_prompt else self.args.system_prompt or ""
             body["messages"] = with_system_prompt(conversation(request), prompt)
         body["model"] = self._model(request.access_code)
-        # Always streamed: a client that goes away then closes the provider's stream, whatever it asked for.
-        body["stream"] = True
-        body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        if request.stream:
+            body["stream"] = True
+            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         return body
 
 

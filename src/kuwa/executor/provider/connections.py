@@ -6,16 +6,30 @@ An executor's `upstream` makes one `Connections` on the server's event loop and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from kuwa.http.client import StreamedResponse, open_stream
+from kuwa.http.client import StreamedResponse, request_start
 from kuwa.http.framing import HeaderPair
-from kuwa.http.upstream import UpstreamPool
+from kuwa.http.upstream import Origin, UpstreamPool
 from kuwa.wire.errors import UpstreamTimeout
 
 CONNECT_TIMEOUT_S = 10.0
 SWEEP_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where requests go: the server, and the bytes that all of them begin with."""
+
+    origin: Origin
+    start: bytes
+
+    @classmethod
+    def of(cls, method: str, url: str, headers: Iterable[HeaderPair] = ()) -> Route:
+        """Raises ValueError for what is no http(s) URL."""
+        origin = Origin.of(url)
+        return cls(origin, request_start(method, url, origin, headers))
 
 
 class Connections:
@@ -23,38 +37,55 @@ class Connections:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._pool = UpstreamPool(connect_timeout_s=CONNECT_TIMEOUT_S)
-        self._open: set[StreamedResponse] = set()
+        self.pool = UpstreamPool(connect_timeout_s=CONNECT_TIMEOUT_S)
+        self.open: set[StreamedResponse] = set()
         self._loop = asyncio.get_running_loop()
-        self._pool.sweep(self._loop.time())
+        self.pool.sweep(self._loop.time())
         self._sweeper = self._loop.create_task(self._sweep(), name="kuwa-provider-sweep")
 
     def close(self) -> None:
         self._sweeper.cancel()
-        self._pool.close()
+        self.pool.close()
 
-    @asynccontextmanager
-    async def request(
-        self, method: str, url: str, headers: Iterable[HeaderPair], body: bytes
-    ) -> AsyncGenerator[StreamedResponse]:
-        """Send a request; its response, once the head has come. Leaving the block before the end of the body cuts
-        the connection. Raises as `kuwa.http.client.open_stream` does.
-        """
-        async with open_stream(
-            method, url, headers=headers, body=body, head_timeout_s=self._timeout_s, pool=self._pool
-        ) as response:
-            self._open.add(response)
-            try:
-                yield response
-            finally:
-                self._open.discard(response)
+    def request(self, route: Route, body: bytes, headers: bytes = b"") -> Call:
+        """A request, to be sent by entering it; `headers` are lines of its own."""
+        return Call(self, route.origin, b"%b%bcontent-length: %d\r\n\r\n%b" % (route.start, headers, len(body), body))
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
             now = self._loop.time()
-            self._pool.sweep(now)
-            for response in list(self._open):
+            self.pool.sweep(now)
+            for response in list(self.open):
                 since = response.silent_since
                 if since is not None and now - since > self._timeout_s:
                     response.give_up(UpstreamTimeout(f"The provider was silent for {self._timeout_s:g} s."))
+
+
+class Call:
+    """One request: entering sends it and gives its response, once the head has come; leaving before the end of the
+    body cuts the connection. Entering raises as `StreamedResponse.begin` does.
+    """
+
+    def __init__(self, connections: Connections, origin: Origin, request: bytes) -> None:
+        self._connections = connections
+        self._origin = origin
+        self._request = request
+        self._response = StreamedResponse()
+
+    async def __aenter__(self) -> StreamedResponse:
+        response = self._response
+        self._connections.open.add(response)
+        try:
+            await response.begin(self._request, self._origin, self._connections.pool)
+        except BaseException:
+            self._leave()
+            raise
+        return response
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._connections.open.discard(self._response)
+        self._response.cut()
