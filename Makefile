@@ -26,7 +26,7 @@ help:
 	@echo "  make chaos-llamacpp          kill llama.cpp 200 times, serve 100 damaged files, keep to 1,000 schemas"
 	@echo "  make bench                   measure the kernel beside nginx"
 	@echo "  make bench-peers             the same beside every other gateway, all workloads (an hour)"
-	@echo "  make peers                   install LiteLLM into .venv-litellm and test behind it (minutes)"
+	@echo "  make peers                   install LiteLLM and transformers serve; test behind them (minutes)"
 	@echo "  make clean                   remove what was built and installed here"
 	@echo
 	@echo "  PYTHON=/path/to/python3.12   the Python that .venv is made from (3.11 or later)"
@@ -51,15 +51,11 @@ chaos-llamacpp: $(VENV)/dev-installed
 bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/run.py
 
-# A peer that holds older versions of what we use lives in an environment of its own.
-peers: .venv-litellm/installed $(VENV)/dev-installed
+# A peer that holds other versions of what we use lives in an environment of its own.
+peers: $(VENV)/dev-installed
+	@echo "==> LiteLLM and transformers serve, each in an environment of its own (once; minutes)"
+	@$(BIN)/python benchmarks/peers.py litellm transformers
 	$(BIN)/pytest tests/peers
-
-.venv-litellm/installed: | $(VENV)/made
-	@echo "==> Installing LiteLLM into .venv-litellm (once; minutes)"
-	@$(BIN)/python -m venv .venv-litellm
-	@.venv-litellm/bin/python -m pip install --disable-pip-version-check --quiet 'litellm[proxy]==1.106.2'
-	@touch $@
 
 bench-peers: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/run.py --peers --long --most --growth --idle 5000 --rounds 3 $(if $(README),--readme)
@@ -67,7 +63,7 @@ bench-peers: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/prefix_real.py
 
 clean:
-	rm -rf $(VENV) .venv-litellm build dist .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are what make compares: installed once, and again when pyproject.toml changes.

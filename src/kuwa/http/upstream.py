@@ -294,17 +294,10 @@ class UpstreamPool:
 
     async def connect(self, origin: Origin) -> UpstreamConnection:
         """A new connection. Raises NoReplica with the reason."""
-        loop = asyncio.get_running_loop()
         tls = self._tls_context() if origin.scheme == "https" else None
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(self, origin),
-                    origin.host,
-                    origin.port,
-                    ssl=tls,
-                    server_hostname=origin.host if tls is not None else None,
-                )
+                return await self._opened(origin, tls)
         except TimeoutError as error:
             raise NoReplica(f"{origin} did not accept a connection in {self._connect_timeout_s:g} s.") from error
         except ssl.SSLError as error:
@@ -314,6 +307,16 @@ class UpstreamPool:
             ) from error
         except OSError as error:
             raise NoReplica(f"{origin} cannot be reached ({error.strerror or error}).") from error
+
+    async def _opened(self, origin: Origin, tls: ssl.SSLContext | None) -> UpstreamConnection:
+        """A connection by the direct way; another pool may know another. Raises OSError."""
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: UpstreamConnection(self, origin),
+            origin.host,
+            origin.port,
+            ssl=tls,
+            server_hostname=origin.host if tls is not None else None,
+        )
         return connection
 
     def give_back(self, connection: UpstreamConnection) -> None:

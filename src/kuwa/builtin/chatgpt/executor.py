@@ -22,6 +22,7 @@ from kuwa.executor.prompt import apply_modelfile, with_system_prompt
 from kuwa.executor.provider.address import check_base_url
 from kuwa.executor.provider.failures import Origin
 from kuwa.executor.provider.keys import Provider, add_key_options, find_keys
+from kuwa.executor.provider.proxy import add_proxy_option, find_proxy
 from kuwa.wire.errors import ContextLengthExceeded
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class ChatGPTExecutor(LLMExecutor):
         group.add_argument(
             "--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="Longest silence of the API in seconds"
         )
+        add_proxy_option(group.add_argument)
         add_options(parser, PARAMETERS)
 
     def setup(self) -> None:
@@ -99,6 +101,7 @@ class ChatGPTExecutor(LLMExecutor):
         self.context_length = self.args.context_window or 0
         self.windows = dict.fromkeys(self.models.values(), self._window())
         self.defaults = collect(self.args, PARAMETERS, read_config(self.args.generation_config))
+        self.proxy = find_proxy(self.args, self.environment)
         self.keys = find_keys(self.args, self.environment, OPENAI, Path.home())
         if not self.keys:
             logging.getLogger(__name__).warning("chatgpt has no API key of its own. %s", self.keys.ways())
@@ -113,7 +116,7 @@ class ChatGPTExecutor(LLMExecutor):
     async def serve_startup(self) -> None:
         from kuwa.builtin.chatgpt.upstream import Upstream
 
-        self.upstream: Upstream = Upstream(self.args.base_url, self.args.timeout)
+        self.upstream: Upstream = Upstream(self.args.base_url, self.args.timeout, self.proxy)
 
     async def shutdown(self) -> None:
         self.upstream.close()

@@ -20,6 +20,7 @@ from kuwa.executor.chunks import RawAnswer, RawStream
 from kuwa.executor.provider import failures
 from kuwa.executor.provider.connections import Call, Connections, Route
 from kuwa.executor.provider.failures import Origin
+from kuwa.executor.provider.proxy import Proxy
 from kuwa.executor.request import Embeddings
 from kuwa.http.client import StreamedResponse
 from kuwa.http.framing import HeaderPair
@@ -119,9 +120,9 @@ class EventStream:
 class Upstream:
     """A connection pool to one provider. Made and used on the server's event loop."""
 
-    def __init__(self, base_url: str, timeout_s: float) -> None:
+    def __init__(self, base_url: str, timeout_s: float, proxy: Proxy | None = None) -> None:
         self._routes = {kind: Route.of("POST", _join(base_url, route), _HEADERS) for kind, route in ROUTES.items()}
-        self._connections = Connections(timeout_s)
+        self._connections = Connections(timeout_s, proxy)
 
     def close(self) -> None:
         self._connections.close()

@@ -6,16 +6,19 @@ An executor's `upstream` makes one `Connections` on the server's event loop and 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kuwa.executor.provider.proxy import Proxy, tunnel_refused
 from kuwa.http.client import StreamedResponse, request_start
 from kuwa.http.framing import HeaderPair
-from kuwa.http.upstream import Origin, UpstreamPool
+from kuwa.http.upstream import Origin, UpstreamConnection, UpstreamPool
 from kuwa.wire.errors import UpstreamTimeout
 
 CONNECT_TIMEOUT_S = 10.0
 SWEEP_S = 0.5
+MAX_PROXY_HEAD = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +36,11 @@ class Route:
 
 
 class Connections:
-    """A pool whose responses are given up after `timeout_s` without a byte."""
+    """A pool whose responses are given up after `timeout_s` without a byte; `proxy` is on the way to the provider."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, proxy: Proxy | None = None) -> None:
         self._timeout_s = timeout_s
-        self.pool = UpstreamPool(connect_timeout_s=CONNECT_TIMEOUT_S)
+        self.pool = _ProxiedPool(proxy) if proxy else UpstreamPool(connect_timeout_s=CONNECT_TIMEOUT_S)
         self.open: set[StreamedResponse] = set()
         self._loop = asyncio.get_running_loop()
         self.pool.sweep(self._loop.time())
@@ -89,3 +92,53 @@ class Call:
     def _leave(self) -> None:
         self._connections.open.discard(self._response)
         self._response.cut()
+
+
+class _ProxiedPool(UpstreamPool):
+    """A pool whose connections go through tunnels of a proxy."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__(connect_timeout_s=CONNECT_TIMEOUT_S)
+        self._proxy = proxy
+
+    async def _opened(self, origin: Origin, tls: ssl.SSLContext | None) -> UpstreamConnection:
+        proxy = self._proxy
+        loop = asyncio.get_running_loop()
+        try:
+            transport, tunnel = await loop.create_connection(_Tunnel, proxy.host, proxy.port)
+        except OSError as error:
+            raise OSError(f"the proxy {proxy}: {error.strerror or error}") from error
+        try:
+            transport.write(proxy.ask(origin.host, origin.port))
+            if refused := tunnel_refused(await tunnel.answer):
+                raise OSError(f"the proxy {proxy} opens no way: {refused}")
+            connection = UpstreamConnection(self, origin)
+            if tls is None:
+                transport.set_protocol(connection)
+                connection.connection_made(transport)
+                return connection
+            secured = await loop.start_tls(transport, connection, tls, server_hostname=origin.host)
+            if secured is None:
+                raise OSError("the connection was closed while TLS began")
+            connection.connection_made(secured)
+        except BaseException:
+            transport.abort()
+            raise
+        return connection
+
+
+class _Tunnel(asyncio.Protocol):
+    """A connection to a proxy until it has answered."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._head = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._head += data
+        if not self.answer.done() and (b"\r\n\r\n" in self._head or len(self._head) > MAX_PROXY_HEAD):
+            self.answer.set_result(self._head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.answer.done():
+            self.answer.set_result(self._head)
