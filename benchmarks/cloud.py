@@ -37,6 +37,7 @@ RAMP_MS = 2000
 FEWEST, MOST = 50, 4000
 NEAR = 0.08  # the bisection ends when its bounds are this near
 SUITE_S = 120
+LITELLM_READY_S = 240.0
 MARKS = ("<!-- cloud: written by cloud.py --readme -->\n", "<!-- end of cloud -->")
 
 
@@ -229,7 +230,7 @@ def run(*, with_litellm: bool) -> str:
             command = gateway.command(port, mock.port, folder)
             litellm = gateways.started("litellm", command, port=port, core=core, folder=folder)
             ways.append(Way(f"LiteLLM {gateway.version}", (stack.enter_context(litellm),)))
-            gateways.wait_until_it_answers(ways[-1].programs[0])
+            gateways.wait_until_it_answers(ways[-1].programs[0], within_s=LITELLM_READY_S)
         busy = os.getloadavg()[0]
         tables = [compare(ways, tools), first_token(ways, tools)]
         tables.append(steady(ours, Way("chatgpt alone", (executor,)), tools))
