@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import trustme
 
 from calls import chat, chat_text, stream_chat
-from processes import REPOSITORY, Executor, Process, Stage, until
+from processes import REPOSITORY, Executor, Stage, until
+from providers import start_provider
 
 KEY = "sk-canary-9d41"
 PASSWORD = "canary-0f3c"
 CHINESE = "請說一個關於海的故事🌊"
 PROVIDER = "https://provider.test/v1"
-
-
-def start(stage: Stage, name: str, *flags: str) -> Process:
-    argv = [sys.executable, str(REPOSITORY / "tests" / "fakes" / f"{name}.py"), *flags]
-    return stage.process(argv, name=name)
 
 
 class Institution:
@@ -32,10 +29,10 @@ class Institution:
         authority.cert_pem.write_to_path(str(self.authority))
         certificate = stage.folder / "certificate.pem"
         authority.issue_cert("provider.test").private_key_and_cert_chain_pem.write_to_path(str(certificate))
-        port = str(stage.port())
-        self.provider = start(stage, "openai_server", "--port", port)
-        self.provider.wait_for(lambda: self.provider.log, "it said its URL")
-        self.proxy = start(stage, "proxy", "--target", port, "--certificate", str(certificate), *flags)
+        port = str(urlsplit(start_provider(stage, "openai_server").base_url).port)
+        program = str(REPOSITORY / "tests" / "fakes" / "proxy.py")
+        argv = [sys.executable, program, "--target", port, "--certificate", str(certificate), *flags]
+        self.proxy = stage.process(argv, name="proxy")
         self.port = int(self.proxy.wait_for(lambda: self.proxy.log.partition("\n")[0], "it said its port"))
 
     def executor(self, *flags: str, name: str = "chatgpt", authority: Path | None = None, **env: str) -> Executor:
