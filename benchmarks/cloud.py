@@ -78,7 +78,7 @@ class Sample:
 WORKLOADS = {
     "whole answers, 32 connections": ("request", ("-c", 32), 0, 0),
     "streams of 50 chunks without delay, 8 at once": ("chunk", ("-c", 8, "-s", "-e", 50), 50, 0),
-    "streams of 40 chunks, one each 50 ms, 8 at once": ("chunk", ("-c", 8, "-s", "-e", 40, "-r", 500), 40, 50),
+    "streams of 40 chunks, one each 50 ms, 24 at once": ("chunk", ("-c", 24, "-s", "-e", 40, "-r", 500), 40, 50),
 }
 
 

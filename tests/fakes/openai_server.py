@@ -41,6 +41,7 @@ class Script:
 
     text: str | None = None  # the answer, else the last user message
     pieces: list[str] | None = None  # the answer, cut as given
+    times: int = 1  # how often the pieces come
     reasoning: str = ""  # sent first, as `reasoning_content`
     tool_calls: list[dict[str, str]] = field(default_factory=list)  # {"id", "name", "arguments"} instead of text
     extra: dict[str, Any] = field(default_factory=dict)  # vendor fields added to every chunk
@@ -282,6 +283,7 @@ class Answer:
         self._choices = range(body.get("n") or 1)
         text = script.text if script.text is not None else _last_text(body)
         pieces = script.pieces if script.pieces is not None else _PIECE.findall(text)
+        pieces = pieces * script.times
         self.pieces, self._finish = _limit(pieces, body)
         if script.tool_calls:
             self.pieces, self._finish = [], "tool_calls"

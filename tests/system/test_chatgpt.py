@@ -289,6 +289,23 @@ def test_a_client_that_goes_away_ends_the_providers_work(
     assert time.monotonic() - stream.closed_at < 0.5
 
 
+def test_a_client_that_reads_slowly_slows_the_provider_down_and_gets_everything(stage: Stage) -> None:
+    openai = start_provider(stage, "openai_server")
+    executor = stage.executor("chatgpt", "--base_url", openai.base_url, "--api_key", KEY, kernel=None)
+    piece, count = "x" * 65_536, 800
+    sent = [-1]
+
+    def stands_still() -> bool:
+        sent.append(openai.last["events"] if openai.asked else 0)
+        time.sleep(0.2)
+        return sent[-1] == sent[-2] > 0
+
+    with stream_chat(executor.url, "chatgpt", "", fake={"pieces": [piece], "times": count}) as stream:
+        until(stands_still, "the provider waits")
+        assert sent[-1] < count
+        assert len(stream.text()) == count * len(piece)
+
+
 def test_an_abort_of_the_old_wire_ends_the_providers_work(stage: Stage) -> None:
     kernel = stage.kernel()
     openai = start_provider(stage, "openai_server", "--delay", "0.02")

@@ -452,7 +452,7 @@ class Job:
             nonlocal failure
             try:
                 self._send(answer.take_events(datas))
-            except (KuwaError, asyncio.CancelledError) as error:
+            except BaseException as error:  # noqa: BLE001 - it is raised again, in the request's task
                 failure = error
                 return True
             if exchange.congested:
