@@ -26,7 +26,7 @@ from kuwa.executor.intake import Intake
 from kuwa.executor.request import Embeddings, Ranking, Request, RerankRequest
 from kuwa.executor.resumable import announcement
 from kuwa.executor.slots import Slots, full
-from kuwa.http.exchange import Exchange, Handler, HeaderPair
+from kuwa.http.exchange import JSON_LINE, Exchange, Handler
 from kuwa.wire import form as form_wire
 from kuwa.wire import resume
 from kuwa.wire.errors import (
@@ -57,9 +57,8 @@ ABORT_TIMEOUT_S = 5.0
 # refuses a request should have done so before.
 PROGRESS_S = 2.0
 
-_EVENT_STREAM: HeaderPair = (b"content-type", b"text/event-stream; charset=utf-8")
-_JSON: HeaderPair = (b"content-type", b"application/json")
-_NO_CACHE: HeaderPair = (b"cache-control", b"no-cache")
+_EVENT_STREAM = b"content-type: text/event-stream; charset=utf-8\r\n"
+_NO_CACHE = b"cache-control: no-cache\r\n"
 
 log = logging.getLogger("kuwa.executor")
 
@@ -466,22 +465,22 @@ class Job:
 
     def respond(self, body: bytes) -> None:
         """Answer with a whole JSON body."""
-        self.exchange.respond(200, body, [_JSON, *self._id_headers()])
+        self.exchange.respond(200, body, JSON_LINE + self._id_headers())
 
-    def _headers(self, request: Request) -> list[HeaderPair]:
-        headers = [_EVENT_STREAM, _NO_CACHE] if request.stream else [_JSON]
+    def _headers(self, request: Request) -> bytes:
+        headers = _EVENT_STREAM + _NO_CACHE if request.stream else JSON_LINE
         headers += self._id_headers()
         if request.trimmed_messages:
-            headers.append((b"x-kuwa-trimmed-messages", b"%d" % request.trimmed_messages))
+            headers += b"x-kuwa-trimmed-messages: %d\r\n" % request.trimmed_messages
         return headers
 
-    def _id_headers(self) -> list[HeaderPair]:
+    def _id_headers(self) -> bytes:
         if self._from_kernel:
-            return []  # the kernel's answer has its own, and a head that repeats byte for byte is parsed once
+            return b""  # the kernel's answer has its own, and a head that repeats byte for byte is parsed once
         own = self.id.encode()
         theirs = self.exchange.headers.get(b"x-request-id") or b""
         echoed = echoable_request_id(theirs.decode("latin-1"))
-        return [(b"x-request-id", echoed.encode() if echoed else own), (b"x-kuwa-request-id", own)]
+        return b"x-request-id: %b\r\nx-kuwa-request-id: %b\r\n" % (echoed.encode() if echoed else own, own)
 
     def _end_cancelled(self) -> None:
         """Cancelled: where the client is still there (a v1.0 abort), its answer ends with what it has."""
@@ -515,14 +514,14 @@ class Job:
         if exchange.gone or exchange.ended:
             return
         if isinstance(error, QueueFull | NoReplica):
-            retry = (b"retry-after", b"%d" % (error.retry_after_s or 1))
-            exchange.respond(429, _message("Processing another request."), [_JSON, retry])
+            retry = b"retry-after: %d\r\n" % (error.retry_after_s or 1)
+            exchange.respond(429, _message("Processing another request."), JSON_LINE + retry)
             return
         if self._task is None:
-            exchange.respond(error.status, _message(error.message), [_JSON])
+            exchange.respond(error.status, _message(error.message))
             return
         if not exchange.started:
-            exchange.start(200, [_EVENT_STREAM, *self._id_headers()])
+            exchange.start(200, _EVENT_STREAM + self._id_headers())
         exchange.write(_old_text(error).encode())
         exchange.end()
 

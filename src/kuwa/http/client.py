@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from kuwa.http.framing import HeaderPair, ResponseHead
-from kuwa.http.upstream import Origin, UnframedHandler, UpstreamConnection, UpstreamPool
-from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamLost, UpstreamTimeout
+from kuwa.http.upstream import Origin, UnframedHandler, UpstreamConnection, UpstreamPool, UpstreamRequest
+from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamTimeout
 
 MAX_BUFFERED_BYTES = 256 * 1024
 MAX_FETCH_BYTES = 8 * 1024 * 1024
@@ -33,13 +33,14 @@ class Response:
 class StreamedResponse(UnframedHandler):
     """A response whose body is iterated as it arrives; reading pauses while the reader is behind."""
 
-    def __init__(self, connection: UpstreamConnection) -> None:
-        self._connection = connection
+    def __init__(self, origin: Origin) -> None:
+        self.connection: UpstreamConnection | None = None
+        self.over = False
+        self._origin = origin
         self._head: ResponseHead | None = None
         self._pieces: list[bytes] = []
         self._buffered = 0
         self._paused = False
-        self._ended = False
         self._error: KuwaError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -59,27 +60,34 @@ class StreamedResponse(UnframedHandler):
         if data:
             self._pieces.append(data)
             self._buffered += len(data)
-        self._ended = ended
+        self.over = ended
         if self._buffered > MAX_BUFFERED_BYTES and not ended and not self._paused:
             self._paused = True
-            self._connection.pause()
+            self._carried().pause(self)
         self._wake()
 
     def on_lost(self, error: KuwaError) -> None:
         self._error = error
-        self._ended = True
+        self.over = True
         self._wake()
 
     @property
     def silent_since(self) -> float | None:
         """When the server was last heard, in the pool's time; None where nothing more is waited for."""
-        return None if self._ended or self._connection.paused else self._connection.since
+        connection = self._carried()
+        return None if self.over or connection.paused else connection.since
 
     def give_up(self, error: KuwaError) -> None:
         """Cut the connection; who reads the response is told `error`."""
-        if not self._ended:
-            self._connection.cancel(self)
+        if not self.over:
+            self.cancel()
             self.on_lost(error)
+
+    def cancel(self) -> None:
+        """Nobody wants more of it: cut the connection, unless it was read to its end."""
+        self.over = True
+        if self.connection is not None:
+            self.connection.cancel(self)
 
     async def wait_for_head(self) -> None:
         while self._head is None and self._error is None:
@@ -93,12 +101,11 @@ class StreamedResponse(UnframedHandler):
             if self._pieces:
                 pieces, self._pieces = self._pieces, []
                 self._buffered = 0
-                # A connection whose response has ended may be somebody else's already.
-                if self._paused and not self._ended:
-                    self._connection.resume()
+                if self._paused:
+                    self._carried().resume(self)
                 self._paused = False
                 yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            elif self._ended:
+            elif self.over:
                 if self._error is not None:
                     raise self._error
                 return
@@ -111,7 +118,7 @@ class StreamedResponse(UnframedHandler):
         async for data in self:
             body += data
             if len(body) > max_bytes:
-                raise BadUpstream(f"{self._connection.origin} sent more than {max_bytes} bytes.")
+                raise BadUpstream(f"{self._origin} sent more than {max_bytes} bytes.")
         return bytes(body)
 
     async def _next(self) -> None:
@@ -123,6 +130,11 @@ class StreamedResponse(UnframedHandler):
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    def _carried(self) -> UpstreamConnection:
+        if self.connection is None:
+            raise RuntimeError("the response has no connection yet")
+        return self.connection
 
     def _require_head(self) -> ResponseHead:
         if self._head is None:
@@ -147,31 +159,21 @@ async def open_stream(
     Raises NoReplica (cannot connect), UpstreamTimeout (no head in time), UpstreamLost, BadUpstream.
     """
     origin = Origin.of(url)
-    request = encode_request(method, url, origin, headers, body)
-    idle = pool.take(origin) if pool is not None else None
+    head = encode_head(method, url, origin, headers, len(body))
+    response = StreamedResponse(origin)
     connections = pool or UpstreamPool(tls=tls)
-    while True:
-        connection = idle or await connections.connect(origin)
-        response = StreamedResponse(connection)
+    try:
+        connections.send(UpstreamRequest(origin, head, body, no_body=method == "HEAD"), response)
         try:
-            connection.send(request, response, no_body=method == "HEAD")
-            try:
-                async with asyncio.timeout(head_timeout_s):
-                    await response.wait_for_head()
-            except TimeoutError as error:
-                raise UpstreamTimeout(f"{origin} did not answer in {head_timeout_s:g} s.") from error
-            except UpstreamLost:
-                # A pooled connection that the server had closed meanwhile: it has not begun this request.
-                if idle is None or connection.received:
-                    raise
-                idle = None
-                continue
-            yield response
-            return
-        finally:
-            connection.cancel(response)
-            if pool is None:
-                connections.close()
+            async with asyncio.timeout(head_timeout_s):
+                await response.wait_for_head()
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"{origin} did not answer in {head_timeout_s:g} s.") from error
+        yield response
+    finally:
+        response.cancel()
+        if pool is None:
+            connections.close()
 
 
 async def fetch(
@@ -194,8 +196,8 @@ async def fetch(
         raise UpstreamTimeout(f"{Origin.of(url)} did not answer in {timeout_s:g} s.") from error
 
 
-def encode_request(method: str, url: str, origin: Origin, headers: Iterable[HeaderPair], body: bytes) -> bytes:
-    """A whole HTTP/1.1 request."""
+def encode_head(method: str, url: str, origin: Origin, headers: Iterable[HeaderPair], body_bytes: int) -> bytes:
+    """The head of an HTTP/1.1 request, with the blank line."""
     parts = urlsplit(url)
     target = parts.path or "/"
     if parts.query:
@@ -203,6 +205,6 @@ def encode_request(method: str, url: str, origin: Origin, headers: Iterable[Head
     lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method.encode(), target.encode("ascii"), origin.host_header)]
     for name, value in headers:
         lines.append(b"%b: %b\r\n" % (name, value))
-    if body or method in ("POST", "PUT", "PATCH"):
-        lines.append(b"content-length: %d\r\n" % len(body))
-    return b"".join([*lines, b"\r\n", body])
+    if body_bytes or method in ("POST", "PUT", "PATCH"):
+        lines.append(b"content-length: %d\r\n" % body_bytes)
+    return b"".join([*lines, b"\r\n"])
