@@ -156,19 +156,19 @@ class Exchange(msgspec.Struct, eq=False):
         stays_open = self.keep_alive and not connection.server.draining
         if not stays_open:
             headers += b"connection: close\r\n"
-        line = _STATUS_LINES[status]
+        self.started = self.ended = True
+        self.on_gone = self.source = None
         size = len(body)
-        self.started = True
-        if self.head.bodyless or status in _NO_BODY_STATUS or size > LARGE_BYTES:
+        if size > LARGE_BYTES or status in _NO_BODY_STATUS or self.head.bodyless:
             if status not in _NO_BODY_STATUS:
                 headers += b"content-length: %d\r\n" % size
-            connection.transport.write(b"%b%b\r\n" % (line, headers))
+            connection.transport.write(b"%b%b\r\n" % (_STATUS_LINES[status], headers))
             if not self.head.bodyless:
                 connection.transport.write(body)
         else:
-            connection.transport.write(b"%b%bcontent-length: %d\r\n\r\n%b" % (line, headers, size, body))
-        self.ended = True
-        self.on_gone = self.source = None
+            connection.transport.write(
+                b"%b%bcontent-length: %d\r\n\r\n%b" % (_STATUS_LINES[status], headers, size, body)
+            )
         connection.exchange_ended(stays_open)
 
     def start(self, status: int, headers: bytes, *, sized: bool = False) -> None:

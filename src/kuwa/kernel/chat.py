@@ -58,12 +58,8 @@ class Aborted(Exception):
     """Somebody with the right to do so ended this request; what was delivered stands."""
 
 
-class Outgoing(msgspec.Struct, frozen=True, gc=False):
-    """A request as a replica is to get it: the URL, its content type, and the body."""
-
-    url: str
-    content_type: bytes
-    body: bytes
+Outgoing = tuple[str, bytes, bytes]
+"""A request as a replica is to get it: the URL, its content type, and the body."""
 
 
 class Dialect(Protocol):
@@ -91,16 +87,17 @@ class Dialect(Protocol):
 class Call(Ticket, kw_only=True):
     """One request, whichever dialect it came in, and how far it has come. It is its own ticket at the dispatcher.
 
-    `body` is the OpenAI body that an executor gets; `route` the path under its base URL. `forwarded` are the headers
-    that travel on, `reply_headers` those of every answer, as lines. `key` is the v1.0 pair (history_id, user_id),
-    `form` the v1.0 form as it came. `whole`: the replica's answer is one piece. `progress`: the client wants to be
-    told, by comments in its stream, how long it will have to wait.
+    `own_id` is `id` as it travels. `body` is the OpenAI body that an executor gets; `route` the path under its base URL.
+    `forwarded` are the client's headers that travel on, `reply_headers` those of every answer, as lines. `key` is the
+    v1.0 pair (history_id, user_id), `form` the v1.0 form as it came. `whole`: the replica's answer is one piece.
+    `progress`: the client wants to be told, by comments in its stream, how long it will have to wait.
 
     `relay` is that of the current attempt, or of the last one; `unheard` counts the attempts of which no replica ever
     knew; `lost_at` is how much had been delivered when the replica before was lost.
     """
 
     id: str
+    own_id: bytes
     dialect: Dialect
     exchange: Exchange
     route: str
@@ -138,8 +135,12 @@ class Call(Ticket, kw_only=True):
             self.story.wake(error)
 
 
+RouteKey = tuple[str, bytes, bytes, bool]
+"""URL, content type, the Authorization header, and whether streams may be gone on with."""
+
+
 class Route(msgspec.Struct, frozen=True):
-    """Where a request goes on its replica: the origin, and the request's head up to what differs each time."""
+    """Where a request goes on its replica: the origin, and the request's head up to the request's id."""
 
     origin: Origin
     head: bytes
@@ -169,7 +170,7 @@ class Chat:
         self._first_token_s = first_token_s
         self._calls: dict[str, Call] = {}
         self._unpaid: dict[str, Tally] = {}
-        self._routes: dict[tuple[str, bytes, bytes, bool], Route] = {}
+        self._routes: dict[RouteKey, Route] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.draining = False
 
@@ -258,9 +259,9 @@ class Chat:
 
     def _attempt(self, call: Call, replica: Replica) -> Relay:
         """Send the request to `replica`; the relay wakes the story when the answer has come to its end."""
-        outgoing = call.dialect.outgoing(call, replica)
-        route = self._route(outgoing, replica)
-        body = outgoing.body
+        url, content_type, body = call.dialect.outgoing(call, replica)
+        key = (url, content_type, replica.authorization, replica.resumes)
+        route = self._routes.get(key) or self._new_route(key)
         if replica.resumes and not call.whole and call.journal is None:
             call.journal = Journal(self._journals)
         if call.replay is not None:
@@ -268,7 +269,7 @@ class Chat:
         call.attempts += 1
         call.relay = relay = call.dialect.relay(call, replica, self._clock)
         relay.on_over = cast("Story", call.story).wake
-        head = b"%b%bcontent-length: %d\r\n\r\n" % (route.head, call.forwarded, len(body))
+        head = b"%b%b\r\n%bcontent-length: %d\r\n\r\n" % (route.head, call.own_id, call.forwarded, len(body))
         self._pool.send(UpstreamRequest(route.origin, head, body), relay)
         return relay
 
@@ -347,24 +348,22 @@ class Chat:
 
     # ---- what the story stands on --------------------------------------------------------------------------
 
-    def _route(self, outgoing: Outgoing, replica: Replica) -> Route:
-        key = (outgoing.url, outgoing.content_type, replica.authorization, replica.resumes)
-        route = self._routes.get(key)
-        if route is None:
-            origin = Origin.of(outgoing.url)
-            path = outgoing.url.partition("://")[2].partition("/")[2]
-            head = b"POST /%b HTTP/1.1\r\nhost: %b\r\ncontent-type: %b\r\n" % (
-                path.encode(),
-                origin.host_header,
-                outgoing.content_type,
-            )
-            if replica.authorization:
-                head += b"authorization: %b\r\n" % replica.authorization
-            if replica.resumes:
-                head += resume.HEADER + b": 1\r\n"
-            if len(self._routes) >= MAX_ROUTES:
-                self._routes.clear()
-            route = self._routes[key] = Route(origin, head)
+    def _new_route(self, key: RouteKey) -> Route:
+        url, content_type, authorization, resumes = key
+        origin = Origin.of(url)
+        path = url.partition("://")[2].partition("/")[2]
+        head = b"POST /%b HTTP/1.1\r\nhost: %b\r\ncontent-type: %b\r\n" % (
+            path.encode(),
+            origin.host_header,
+            content_type,
+        )
+        if authorization:
+            head += b"authorization: %b\r\n" % authorization
+        if resumes:
+            head += resume.HEADER + b": 1\r\n"
+        if len(self._routes) >= MAX_ROUTES:
+            self._routes.clear()
+        route = self._routes[key] = Route(origin, head + b"x-kuwa-request-id: ")
         return route
 
     def settle(self, settled: list[Ticket]) -> None:

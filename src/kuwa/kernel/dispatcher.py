@@ -135,9 +135,8 @@ class Dispatcher:
         QueueFull where too many wait.
         """
         pool = self._pools.get(ticket.access_code)
-        patient = now < self._patient_until
         if pool is None:
-            if not patient:
+            if now >= self._patient_until:
                 raise self._unserved(ticket.access_code)
             pool = self._pool(ticket.access_code)
         if ticket.excluded:
@@ -153,7 +152,7 @@ class Dispatcher:
             replica = pool.policy.choose(ticket.excluded, ticket.trail)
             if replica is not None:
                 return self._grant(ticket, replica)
-        if not patient and not pool.worth_waiting(ticket.excluded):
+        if now >= self._patient_until and not pool.worth_waiting(ticket.excluded):
             raise self._no_replica(pool, ticket.excluded)
         if not ticket.excluded:
             self._refuse_overflow(pool, ticket)
@@ -168,7 +167,14 @@ class Dispatcher:
         ticket.replica = None
         if ticket.key is not None:
             self._keyed.pop(ticket, None)
-        return self._free(replica)
+        replica.running -= 1
+        pools = self._pools_of.get(replica, ())
+        anyone = False
+        for pool in pools:
+            pool.policy.freed(replica)
+            if pool.queue.waiting or pool.queue.returned:
+                anyone = True
+        return self._serve(pools) if anyone else []
 
     def cancel(self, ticket: Ticket, now: float) -> list[Ticket]:
         """The request is given up: take the ticket out of the queue, or give its slot back."""
@@ -268,16 +274,6 @@ class Dispatcher:
         if ticket.key is not None:
             self._keyed[ticket] = None
         return replica
-
-    def _free(self, replica: Replica) -> list[Ticket]:
-        replica.running -= 1
-        pools = self._pools_of.get(replica, ())
-        anyone = False
-        for pool in pools:
-            pool.policy.freed(replica)
-            if pool.queue.waiting or pool.queue.returned:
-                anyone = True
-        return self._serve(pools) if anyone else []
 
     def _serve(self, pools: tuple[_Pool, ...]) -> list[Ticket]:
         """Grant what can be granted. Access codes that share a replica take turns at its slots."""

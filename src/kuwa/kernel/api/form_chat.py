@@ -32,8 +32,8 @@ class FormDialect:
     def outgoing(self, call: Call, replica: Replica) -> Outgoing:
         if replica.wire == "openai":
             body = call.body if replica.source != "upstream" else body_for_upstream(call.body, replica.model)
-            return Outgoing(replica.base_url + call.route, JSON, body)
-        return Outgoing(replica.endpoint, FORM, form_wire.encode_form(call.form or {}))
+            return replica.base_url + call.route, JSON, body
+        return replica.endpoint, FORM, form_wire.encode_form(call.form or {})
 
     def trail(self, call: Call, policy: PolicyName) -> Trail:
         """The history_id changes with every turn: a session of this wire is its user."""
@@ -98,15 +98,16 @@ class FormChatRoutes:
         self._chat.serve(
             Call(
                 name,
-                principal(head.key, user, exchange.peer[0]),
+                head.key or principal(user, exchange.connection.peer[0]),
                 len(body),
                 key,
                 id=request_id,
+                own_id=own,
                 dialect=self._dialect,
                 exchange=exchange,
                 route="/chat/completions",
                 body=body,
-                forwarded=head.onward(own),
+                forwarded=head.forwarded,
                 reply_headers=head.reply(own),
                 form=form,
             )

@@ -59,10 +59,6 @@ class HeadRead(msgspec.Struct, frozen=True):
             )
         return known
 
-    def onward(self, own: bytes) -> bytes:
-        """The headers that travel on to the executor, with the kernel's request id."""
-        return b"x-kuwa-request-id: %b\r\n%b" % (own, self.forwarded)
-
     def reply(self, own: bytes) -> bytes:
         """The headers of every answer: the kernel's request id, and the client's own echoed (or the kernel's again)."""
         return b"x-kuwa-request-id: %b\r\nx-request-id: %b\r\n" % (own, self.echoed or own)
@@ -94,13 +90,13 @@ class OpenAIDialect:
     def outgoing(self, call: Call, replica: Replica) -> Outgoing:
         if replica.wire == "openai":
             body = body_for_upstream(call.body, replica.model) if replica.model else call.body
-            return Outgoing(replica.base_url + call.route, JSON, body)
+            return replica.base_url + call.route, JSON, body
         if call.route != "/chat/completions":
             raise Unsupported(f"{call.access_code!r} is served by an executor of the v1.0 wire, which only chats.")
         # API requests of the v1.0 wire carry negative history ids, so that they never meet a chat of the web.
         history_id = f"-{int(call.id[-8:], 16)}"
         form = form_from_openai(_decode_all(call.body), call.access_code, history_id, "0")
-        return Outgoing(replica.endpoint, FORM, encode_form(form))
+        return replica.endpoint, FORM, encode_form(form)
 
     def trail(self, call: Call, policy: PolicyName) -> Trail:
         """Only what an engine generates from has beginnings worth going back to."""
@@ -163,14 +159,15 @@ class OpenAIRoutes:
         self._chat.serve(
             Call(
                 routed.model,
-                principal(head.key, routed.user, exchange.peer[0]),
+                head.key or principal(routed.user, exchange.connection.peer[0]),
                 len(body),
                 id=request_id,
+                own_id=own,
                 dialect=self._dialect,
                 exchange=exchange,
                 route=route,
                 body=body,
-                forwarded=head.onward(own),
+                forwarded=head.forwarded,
                 reply_headers=head.reply(own),
                 whole=not stream,
                 include_usage=include_usage,
@@ -204,9 +201,9 @@ def read_body(body: bytes) -> _Routed:
         raise InvalidRequest(f"The request body is no JSON: {error}.") from error
 
 
-def principal(key: str, user: str | None, host: str) -> str:
-    """Whom a request counts for: the bearer token's hash, else the named user, else the peer's address."""
-    return key or (f"user {user}" if user else f"peer {host}")
+def principal(user: str | None, host: str) -> str:
+    """Whom a request without a token counts for: the named user, else the peer's address."""
+    return f"user {user}" if user else f"peer {host}"
 
 
 def key_of(token: bytes) -> str:
