@@ -18,7 +18,8 @@ from urllib.parse import urlencode, urlsplit
 
 from kuwa.wire.sse import DONE, SseReader
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 30.0  # without a byte
+WHOLE_TIMEOUT_S = 110.0  # for all of an answer, however often a byte comes: a stream is kept alive by comments
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,7 @@ class Stream:
         ca: ssl.SSLContext | None = None,
     ) -> None:
         self._connection = connect(url, timeout_s=timeout_s, ca=ca)
+        self._deadline = time.monotonic() + WHOLE_TIMEOUT_S
         self._connection.request("POST", path, body, dict(headers))
         self._response: http.client.HTTPResponse | None = None
         self._reader = SseReader()
@@ -144,18 +146,23 @@ class Stream:
 
     def pieces(self) -> Iterator[bytes]:
         """The body as it comes, in the pieces that it is read in."""
-        while piece := self.response.read1(65536):
+        while piece := self._piece():
             yield piece
 
     def read(self) -> bytes:
-        return self.response.read()
+        return b"".join(self.pieces())
+
+    def _piece(self) -> bytes:
+        if time.monotonic() > self._deadline:
+            raise TimeoutError(f"the answer did not end within {WHOLE_TIMEOUT_S:g} s")
+        return self.response.read1(65536)
 
     def datas(self) -> Iterator[bytes]:
         """The data of each event, `[DONE]` included. May be left and taken up again."""
         while True:
             while self._waiting:
                 yield self._waiting.pop(0)
-            piece = self.response.read1(65536)
+            piece = self._piece()
             if not piece:
                 return
             self._waiting += [event.data for event in self._reader.feed(piece)]
@@ -238,9 +245,11 @@ def send_raw(port: int, data: bytes, *, timeout_s: float = 5.0) -> bytes:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             raw.sendall(data)
         answer = b""
+        deadline = time.monotonic() + WHOLE_TIMEOUT_S
         try:
             while piece := raw.recv(65536):
                 answer += piece
+                assert time.monotonic() < deadline, f"the answer did not end within {WHOLE_TIMEOUT_S:g} s"
         except (TimeoutError, ConnectionResetError):
             pass
         return answer

@@ -20,7 +20,18 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from kuwa.executor import Chunk, Embeddings, EmbedRequest, Finish, LLMExecutor, Ranking, Request, RerankRequest, Usage
+from kuwa.executor import (
+    Chunk,
+    Embeddings,
+    EmbedRequest,
+    Finish,
+    LLMExecutor,
+    Progress,
+    Ranking,
+    Request,
+    RerankRequest,
+    Usage,
+)
 from kuwa.executor.chunks import Text
 from kuwa.executor.prompt import text_of
 from kuwa.wire.errors import InvalidRequest
@@ -36,6 +47,7 @@ class Script(msgspec.Struct, forbid_unknown_fields=True):
     delay: float = 0.005  # before each token
     chunk: int = 1  # tokens in one chunk
     prefill: float = 0.0  # before the first token
+    progress: bool = False  # meanwhile it says that it computes
     block: float = 0.0  # sleep before each token that blocks the event loop, as careless executors do
     raise_after: int | None = None
     exit_after: int | None = None  # the process ends at once
@@ -60,7 +72,11 @@ class OracleExecutor(LLMExecutor):
         label = script.id or digest(request)
         limit = request.parameters.get("max_tokens")
         count = script.tokens if limit is None else min(script.tokens, int(limit))
-        await asyncio.sleep(script.prefill)
+        begun = time.monotonic()
+        while (left := begun + script.prefill - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.5) if script.progress else left)
+            if script.progress:
+                yield Progress()
         held: list[str] = []
         known = request.resume.ids if request.resume is not None else []
         check_ids(known)

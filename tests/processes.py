@@ -154,6 +154,13 @@ class Process:
             self.send(signal.SIGKILL)
         self.wait()
 
+    def _ends(self) -> list[str]:
+        try:
+            self._popen.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return [f"{self!r} did not end within {END_TIMEOUT_S:g} s of its SIGKILL"]
+        return []
+
     def family(self) -> list[psutil.Process]:
         """The descendants that are alive now, those remembered from before whose parent has gone included."""
         try:
@@ -179,7 +186,7 @@ class Process:
             except subprocess.TimeoutExpired:
                 faults.append(f"{self!r} ignored SIGTERM for {END_TIMEOUT_S:g} s")
                 self._popen.kill()
-                self._popen.wait()
+                faults += self._ends()
         deadline = time.monotonic() + 5
         while (orphans := self.family()) and time.monotonic() < deadline:
             time.sleep(POLL_S)
@@ -284,6 +291,7 @@ class Stage:
         self.folder = folder
         self._processes: list[Process] = []
         self._ports: list[int] = []
+        self._closed = False
 
     def __enter__(self) -> Stage:
         return self
@@ -294,6 +302,7 @@ class Stage:
     def close(self) -> None:
         """End everything, the last started first; fail, with the logs, where something was left or went wrong."""
         faults: list[str] = []
+        self._closed = True
         for process in reversed(self._processes):
             faults += process.end()
         faults += [f"port {port} is still listened on" for port in self._ports if listens(port)]
@@ -317,7 +326,8 @@ class Stage:
         tolerates_tracebacks: bool = False,
         inherited: Sequence[int] = (),
     ) -> Process:
-        """Start any program; it belongs to this stage from then on."""
+        """Start any program; it belongs to this stage from then on, which must not have ended."""
+        assert not self._closed, "the stage is closed"
         process = Process(
             argv,
             name=name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import sys
 import time
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from calls import fetch, post_json, stream_chat
-from chaos.conftest import Row, Scale
+from chaos.conftest import Allowance, Row, Scale, watching
 from crowd import arrive, ask, keep_asking, outcomes, percentile
 from processes import REPOSITORY, Kernel, Stage, until
 
@@ -29,7 +30,7 @@ async def idle(kernel: Kernel, timeout_s: float = 10.0) -> None:
 
 
 async def test_c8_clients_leave_at_any_moment(
-    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: None
+    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: Allowance
 ) -> None:
     count = scale.of(200, 1000)
     replica(stage, kernel, "--concurrency", "8")
@@ -92,76 +93,115 @@ async def test_the_waiting_is_told_to_who_asks_for_it(stage: Stage, kernel: Kern
     assert (await first).outcome == told.outcome == "whole"
 
 
+def slow_reader(port: int) -> socket.socket:
+    """A client that has asked for a stream without end, and has the smallest buffer that there is."""
+    body = json.dumps(
+        {
+            "model": "oracle",
+            "stream": True,
+            "messages": [{"role": "user", "content": "go"}],
+            "oracle": {"id": "x" * 2000, "tokens": 100_000, "delay": 0},
+        }
+    ).encode()
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(10)
+    client.connect(("127.0.0.1", port))
+    client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body))
+    client.sendall(body)
+    client.setblocking(False)
+    return client
+
+
+async def sip(clients: list[socket.socket]) -> None:
+    """Each reads one byte a second."""
+    while True:
+        for client in clients:
+            with contextlib.suppress(OSError):
+                client.recv(1)
+        await asyncio.sleep(1)
+
+
 async def test_c9_slow_readers_hold_up_nobody_and_little_memory(
-    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: None
+    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: Allowance
 ) -> None:
     count = scale.of(60, 500)
     replica(stage, kernel, "--concurrency", str(count + 8))
-    calm = await keep_asking(kernel.port, 60, 4, "calm", tokens=5, delay=0.002)
-    before = psutil.Process(kernel.process.pid).memory_info().rss
-    slow: list[socket.socket] = []
-    body = (
-        b'{"model":"oracle","stream":true,"messages":[{"role":"user","content":"go"}],'
-        b'"oracle":{"tokens":100000,"delay":0,"chunk":200}}'
-    )
-    for _ in range(count):
-        one = socket.socket()
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        one.connect(("127.0.0.1", kernel.port))
-        one.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body))
-        one.sendall(body)
-        slow.append(one)
+    await keep_asking(kernel.port, 60, 4, "warm", tokens=5, delay=0.002)
+    calm = await keep_asking(kernel.port, scale.of(60, 400), 4, "calm", tokens=5, delay=0.002)
+    process = psutil.Process(kernel.process.pid)
+    before = most = process.memory_info().rss
+    slow = [slow_reader(kernel.port) for _ in range(count)]
+    began = time.monotonic()
+    sipping = asyncio.create_task(sip(slow))
     # First what they cause while their buffers fill, then what others see beside them.
-    await asyncio.sleep(scale.of(4, 15))
-    beside = await keep_asking(kernel.port, 60, 4, "beside", tokens=5, delay=0.002)
-    held = (psutil.Process(kernel.process.pid).memory_info().rss - before) / count / 1024
-    end = "left by themselves"
+    while time.monotonic() - began < scale.of(4, 15):
+        most = max(most, process.memory_info().rss)
+        await asyncio.sleep(0.1)
+    beside = await keep_asking(kernel.port, scale.of(60, 400), 4, "beside", tokens=5, delay=0.002)
+    held = (max(most, process.memory_info().rss) - before) / count / 1024
+    cut_s = 0.0
     if scale.full:
-        began = time.monotonic()
         await idle(kernel, 60)
-        end = f"cut {time.monotonic() - began + 15:.0f} s after they began"
+        cut_s = time.monotonic() - began
+    sipping.cancel()
     for one in slow:
         one.close()
     await idle(kernel)
     p99 = [percentile([entry.seconds for entry in entries], 0.99) for entries in (calm, beside)]
     row(
         "C9 slow readers",
-        f"{count} that read nothing",
-        f"{held:.0f} KiB each, {end}; others' p99 {p99[0] * 1000:.0f} -> {p99[1] * 1000:.0f} ms",
+        f"{count} of 1 B/s",
+        f"{held:.0f} KiB each, {f'cut {cut_s:.0f} s after they began' if cut_s else 'left by themselves'}; "
+        f"others' p99 {p99[0] * 1000:.0f} -> {p99[1] * 1000:.0f} ms",
     )
+    leaves_nothing.rss_mb = count * 256 / 1024  # what the allocator keeps of it
     assert {entry.outcome for entry in beside} == {"whole"}
-    assert held <= 700
+    assert held <= scale.of(320, 256)  # the fewer they are, the more of it is each one's share of everything else
+    if scale.full:
+        assert cut_s <= 45
+        assert p99[1] <= 1.1 * p99[0] + 0.002
 
 
 async def test_c11_ten_times_as_many_as_can_be_served(
-    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: None
+    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: Allowance
 ) -> None:
-    """Capacity: 8 slots of 0.1 s each, 80 requests a second. The queue is what one principal may fill."""
-    seconds = scale.of(6, 60)
-    replica(stage, kernel, "--concurrency", "8")
+    """Each slot serves ten requests a second. What a principal may have waiting is served after the rush, too; who
+    else comes at its end is not made to wait for that."""
+    seconds, slots = scale.of(5, 60), scale.of(4, 4)
+    replica(stage, kernel, "--concurrency", str(slots))
     script = {"tokens": 1, "delay": 0.1}
-    alone = await keep_asking(kernel.port, 160, 8, "alone", **script)
+    alone = await keep_asking(kernel.port, slots * 20, slots * 2, "alone", **script)
     capacity = len(alone) / (max(e.ended for e in alone) - min(e.started for e in alone))
     began = time.monotonic()
-    entries = await arrive(kernel.port, scale.of(200, 400), seconds, "r", **script)
+    rush = asyncio.create_task(arrive(kernel.port, capacity * 10, seconds, "r", **script))
+    waiting = 0.0
+    while time.monotonic() - began < seconds:
+        waiting = max(waiting, await asyncio.to_thread(kernel.metric, "kuwa_queue_depth", access_code="oracle"))
+        await asyncio.sleep(0.5)
+    after = await ask(kernel.port, "after", body={"user": "another"}, **script)
+    entries = await rush
     took = max(entry.ended for entry in entries) - began
     refused = [entry for entry in entries if entry.status == 429]
     whole = [entry for entry in entries if entry.outcome == "whole"]
     goodput = len(whole) / took / capacity
-    began = time.monotonic()
-    after = await ask(kernel.port, "after", **script)
     slowest = percentile([entry.seconds for entry in refused], 0.99)
     row(
         "C11 overload",
-        f"{len(entries)} requests in {seconds} s, {capacity:.0f}/s can be served",
+        f"{len(entries)} requests in {seconds} s, {len(entries) / seconds / capacity:.1f} x of the {capacity:.0f}/s "
+        "that can be served",
         f"{len(whole)} whole, {len(refused)} refused within {slowest * 1000:.0f} ms (p99), goodput {goodput:.0%}, "
-        f"after it {after.seconds:.2f} s",
+        f"at most {waiting:.0f} waited, a newcomer after it {after.seconds:.2f} s",
     )
     assert len(whole) + len(refused) == len(entries), outcomes(entries)
     assert all(int(entry.retry_after) >= 1 for entry in refused)
-    assert refused
-    assert goodput >= 0.9
+    assert len(refused) > len(whole)
+    assert waiting <= 512
+    assert after.outcome == "whole"
     assert after.seconds <= 2
+    assert goodput >= (0.95 if scale.full else 0.7)
+    if scale.full:
+        assert slowest <= 0.02
 
 
 async def test_one_principals_many_do_not_delay_the_others(
@@ -190,12 +230,12 @@ async def test_one_principals_many_do_not_delay_the_others(
 
 
 async def test_c12_silent_and_creeping_connections_are_closed(
-    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: None
+    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: Allowance
 ) -> None:
     count = scale.of(200, 2000)
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n"
 
-    async def connection(number: int) -> float:
+    async def connection(number: int) -> tuple[int, float]:
         reader, writer = await asyncio.open_connection("127.0.0.1", kernel.port)
         began = time.monotonic()
         kind = number % 3 if scale.full else number % 2  # a body may take 30 s, which is long for every test run
@@ -204,47 +244,51 @@ async def test_c12_silent_and_creeping_connections_are_closed(
         with contextlib.suppress(OSError):
             while await reader.read(4096):
                 pass
+        closed = time.monotonic() - began
         creeping.cancel()
         writer.transport.abort()
-        return (1 if kind == 2 else -1) * (time.monotonic() - began)
+        return kind, closed
 
-    open_ones = [asyncio.create_task(connection(number)) for number in range(count)]
-    health: list[float] = []
-    while not all(task.done() for task in open_ones):
-        began = time.monotonic()
-        assert (await asyncio.to_thread(fetch, kernel.url + "/livez")).status == 200
-        health.append(time.monotonic() - began)
-        await asyncio.sleep(0.1)
-    times = [task.result() for task in open_ones]
-    heads, bodies = max(-t for t in times if t < 0), max((t for t in times if t > 0), default=0.0)
-    p99 = percentile(health, 0.99)
+    with watching(stage, kernel, "/livez") as watch:
+        async with asyncio.timeout(60):
+            times = await asyncio.gather(*[connection(number) for number in range(count)])
+        p99 = percentile([seen.seconds for seen in watch.sights()], 0.99)
+        assert {seen.status for seen in watch.sights()} == {200}
+    heads = max(seconds for kind, seconds in times if kind < 2)
+    bodies = max((seconds for kind, seconds in times if kind == 2), default=0.0)
     row(
         "C12 silent connections",
         f"{count}: nothing, half a head, a creeping body",
-        f"closed after {heads:.1f} s and {bodies:.1f} s; health p99 {p99 * 1000:.0f} ms",
+        f"closed after {heads:.2f} s and {bodies:.2f} s; health p99 {p99 * 1000:.0f} ms",
     )
-    assert heads <= 14  # 10 s, then the answer lingers for a client that still sends
-    assert bodies <= 34
+    # The deadlines are 10 and 30 s; whether they are over is looked at four times a second.
+    assert heads <= 10 + (0.5 if scale.full else 4)
+    assert bodies <= 30.5
+    if scale.full:
+        assert p99 <= 0.05
 
 
 async def _creep(writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         while True:
-            await asyncio.sleep(5)
+            await asyncio.sleep(10)
             writer.write(b"x")
 
 
-async def test_c15_a_kernel_that_runs_out_of_files_recovers(stage: Stage, row: Row) -> None:
+async def test_c15_a_kernel_that_runs_out_of_files_says_so_and_recovers(stage: Stage, row: Row) -> None:
     port = stage.port()
     # The limit is the shell's to set, so that it holds for the kernel alone.
     argv = ["/bin/sh", "-c", f"ulimit -n 256; exec {sys.executable} -m kuwa.kernel.cli --port {port}"]
-    process = stage.process(argv, name="kernel-256", tolerates_tracebacks=True)
+    process = stage.process(argv, name="kernel-256")
     kernel = Kernel(process, port)
     process.wait_for(lambda: _live(kernel), "it answered")
-    replica(stage, kernel)
-    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(400)]
-    await asyncio.sleep(1)
-    busy = psutil.Process(process.pid).cpu_percent(interval=1.0)
+    replica(stage, kernel, "--concurrency", "4")
+    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(90)]
+    refused = await asyncio.gather(*[ask(port, f"r{n}", tokens=2) for n in range(8)])
+    held += [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]
+    await asyncio.sleep(0.5)
+    it = psutil.Process(process.pid)
+    busy, files = it.cpu_percent(interval=1.0), it.num_fds()
     for one in held:
         one.close()
     began = time.monotonic()
@@ -252,10 +296,14 @@ async def test_c15_a_kernel_that_runs_out_of_files_recovers(stage: Stage, row: R
     entry = await ask(port, "again", tokens=2)
     row(
         "C15 256 files",
-        "400 connections",
-        f"{busy:.0f} % CPU meanwhile, answers again after {time.monotonic() - began:.1f} s",
+        "390 connections and 8 requests",
+        f"{refused[0].status} {refused[0].error} within {max(e.seconds for e in refused) * 1000:.0f} ms, "
+        f"{files} files, {busy:.0f} % CPU meanwhile, answers again after {time.monotonic() - began:.1f} s",
     )
+    assert {(e.status, e.error) for e in refused} == {(503, "too_many_connections")}
+    assert {e.retry_after for e in refused} == {"1"}
     assert entry.outcome == "whole"
+    assert files < 256
     assert busy < 60
 
 
@@ -267,20 +315,44 @@ def _live(kernel: Kernel) -> bool:
 
 
 async def test_c22_long_streams_dropped_at_once_do_not_hold_up_the_loop(
-    stage: Stage, kernel: Kernel, row: Row, leaves_nothing: None
+    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: Allowance
 ) -> None:
+    """Each client has had its mebibytes, and the kernel has them in no buffer: to drop them is to close a socket."""
+    each = scale.of(1, 5) * 2**20
     replica(stage, kernel, "--concurrency", "64")
-    streams = [
-        asyncio.create_task(ask(kernel.port, f"big{n}", tokens=60_000, chunk=500, delay=0, timeout_s=3))
-        for n in range(30)
-    ]
-    await asyncio.gather(*streams)
-    lags: list[float] = []
-    for _ in range(40):
-        began = time.monotonic()
-        assert (await asyncio.to_thread(fetch, kernel.url + "/livez")).status == 200
-        lags.append(time.monotonic() - began)
+    label = "x" * 8000
+    body = json.dumps(
+        {
+            "model": "oracle",
+            "stream": True,
+            "messages": [{"role": "user", "content": "go"}],
+            "oracle": {"id": label, "tokens": 10_000, "delay": 0.01},
+        }
+    ).encode()
+
+    async def stream() -> asyncio.StreamWriter:
+        reader, writer = await asyncio.open_connection("127.0.0.1", kernel.port)
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
+        writer.write(head % len(body) + body)
+        had = 0
+        while had < each:
+            data = await reader.read(65536)
+            assert data, "the stream ended"
+            had += len(data)
+        return writer
+
+    async with asyncio.timeout(100):
+        writers = await asyncio.gather(*[stream() for _ in range(30)])
+    with watching(stage, kernel, "/livez") as watch:
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(2)
+        lags = [seen.seconds for seen in watch.sights()]
     p99 = percentile(lags, 0.99)
-    row("C22 long streams dropped", "30 at once", f"health p99 {p99 * 1000:.0f} ms right after")
-    assert p99 <= 0.25
+    row(
+        "C22 long streams dropped",
+        f"30 at once after {each / 2**20:g} MiB each",
+        f"/livez p99 {p99 * 1000:.0f} ms, at most {max(lags) * 1000:.0f} ms",
+    )
+    assert p99 <= (0.05 if scale.full else 0.5)
     await idle(kernel)

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from calls import fetch
-from chaos.conftest import Footprint, Row, Scale
+from chaos.conftest import Footprint, Row, Scale, watching
 from crowd import Entry, arrive, ask, keep_asking, outcomes
 from processes import REPOSITORY, Kernel, Process, Stage, until
 
@@ -27,19 +27,29 @@ FAKES = REPOSITORY / "tests" / "fakes"
 def test_c5_fifty_executors_are_back_after_the_kernel_was_killed(
     stage: Stage, kernel: Kernel, row: Row, scale: Scale
 ) -> None:
-    stage.process([sys.executable, str(FAKES / "leases.py"), kernel.url + "/", "50"], name="fifty")
-    until(lambda: kernel.ready("parrot", 50), "all were there", timeout_s=30)
+    """Fifty leases, of which as many as the scale says are processes of their own."""
+    count = scale.of(4, 50)
+    for _ in range(count):
+        stage.executor("debug", kernel=kernel, access_code="parrot", wait=False)
+    if count < 50:
+        leases = [sys.executable, str(FAKES / "leases.py"), kernel.url + "/", str(50 - count)]
+        stage.process(leases, name="leases")
+    until(lambda: kernel.ready("parrot", 50), "all were there", timeout_s=90, every_s=0.2)
     ids = {replica["id"] for replica in kernel.replicas("parrot")}
     times: list[float] = []
     for _ in range(scale.of(2, 10)):
         kernel.process.kill()
         kernel = stage.kernel(port=kernel.port)
         listening = time.monotonic()
-        until(lambda again=kernel: again.ready("parrot", 50), "all were back", timeout_s=10)
+        until(lambda again=kernel: again.ready("parrot", 50), "all were back", timeout_s=10, every_s=0.05)
         times.append(time.monotonic() - listening)
         assert {replica["id"] for replica in kernel.replicas("parrot")} == ids
-    row("C5 kernel killed", f"{len(times)} times, 50 executors", f"all back within {max(times):.1f} s, same ids")
-    assert max(times) <= 3
+    row(
+        "C5 kernel killed",
+        f"{len(times)} times, 50 executors, {count} of them processes",
+        f"all back within {max(times):.1f} s, same ids",
+    )
+    assert max(times) <= (3 if scale.full else 6)
 
 
 async def test_c6_a_kernel_that_is_told_to_stop_loses_nothing_that_it_admitted(
@@ -47,11 +57,13 @@ async def test_c6_a_kernel_that_is_told_to_stop_loses_nothing_that_it_admitted(
 ) -> None:
     stage.executor(ORACLE, kernel=kernel, access_code="oracle")
     per_second = scale.of(60, 200)
-    load = asyncio.create_task(arrive(kernel.port, per_second, 3.0, "r", tokens=40, delay=0.02))
-    await asyncio.sleep(1.5)
-    kernel.process.send(signal.SIGTERM)
-    unready = await asyncio.to_thread(_seconds_until_unready, kernel)
-    entries = await load
+    load = asyncio.create_task(arrive(kernel.port, per_second, 3.0, "r", tokens=20, delay=0.04))
+    with watching(stage, kernel, "/readyz") as watch:
+        await asyncio.sleep(1.5)
+        kernel.process.send(signal.SIGTERM)
+        told = time.monotonic()
+        entries = await load
+        unready = next(seen.at for seen in watch.sights() if seen.status == 503 and seen.at > told) - told
     for entry in entries:
         if entry.status:
             entry.check()
@@ -65,15 +77,8 @@ async def test_c6_a_kernel_that_is_told_to_stop_loses_nothing_that_it_admitted(
     assert set(found) <= {"whole", "draining", "unconnected"}
     assert found["whole"] >= 1.2 * per_second
     assert found["draining"] > 0
-    assert unready <= (0.1 if scale.full else 0.3)
+    assert unready <= (0.1 if scale.full else 1.0)
     assert code == 0
-
-
-def _seconds_until_unready(kernel: Kernel) -> float:
-    began = time.monotonic()
-    while fetch(kernel.url + "/readyz").status != 503:
-        pass
-    return time.monotonic() - began
 
 
 async def test_c6_at_the_deadline_the_rest_is_told(stage: Stage, row: Row) -> None:
@@ -162,7 +167,7 @@ async def test_c21_hours_of_it(stage: Stage, kernel: Kernel, row: Row, scale: Sc
     executors = [stage.executor(ORACLE, "--concurrency", "8", kernel=kernel, access_code="oracle") for _ in range(2)]
     chance = random.Random(21)  # noqa: S311 - seeded
     await keep_asking(kernel.port, 200, 12, "warm", tokens=5, delay=0.005)
-    base = Footprint.of(kernel.process)
+    base = Footprint.of(kernel)
     samples: list[tuple[float, float]] = []
     asked = kills = 0
     seen: set[str] = set()
@@ -191,19 +196,21 @@ async def test_c21_hours_of_it(stage: Stage, kernel: Kernel, row: Row, scale: Sc
             for entry in entries:
                 entry.check()
                 seen.add(entry.outcome)
-        samples.append((time.monotonic() - began, Footprint.of(kernel.process).rss_mb))
+        samples.append((time.monotonic() - began, Footprint.of(kernel).rss_mb))
     until(lambda: kernel.idle("oracle"), "no slot was held")
-    until(lambda: Footprint.of(kernel.process).fds <= base.fds + 20, "its files were closed", timeout_s=45)
-    after = Footprint.of(kernel.process)
+    until(lambda: Footprint.of(kernel).fds <= base.fds + 4, "its files were closed", timeout_s=45)
+    after = Footprint.of(kernel)
     slope = _slope(samples[len(samples) // 4 :]) * 600
     row(
         "C21 soak",
         f"{minutes:g} min, {asked} requests, {kills} kills",
         f"{sorted(seen)}, RSS {base.rss_mb:.0f} -> {after.rss_mb:.0f} MB ({slope:+.1f} MB/10 min), "
-        f"fds {base.fds} -> {after.fds}, threads {base.threads} -> {after.threads}",
+        f"fds {base.fds} -> {after.fds}, threads {base.threads} -> {after.threads}, "
+        f"tasks {base.tasks} -> {after.tasks}",
     )
     assert seen <= {"whole", "left", "upstream_lost", "request_quarantined"}
     assert after.threads <= base.threads + 1
+    assert after.tasks <= base.tasks + 1
     if scale.full:
         assert slope <= 1
     assert after.rss_mb <= base.rss_mb + 40

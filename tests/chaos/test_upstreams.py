@@ -139,6 +139,7 @@ async def test_c20_when_all_fail_they_are_not_asked_more_often(stage: Stage, row
     entries = await arrive(kernel.port, 100, count / 100, "r", tokens=1, timeout_s=10)
     asked = sum(process.log.count("asked") for process, _ in failing)
     slowest = percentile([entry.seconds for entry in entries], 0.99)
+    found = outcomes(entries)
     executor = stage.executor(ORACLE, kernel=kernel, access_code="oracle")
     began = time.monotonic()
     while (await ask(kernel.port, "again", tokens=1)).outcome != "whole":
@@ -148,11 +149,14 @@ async def test_c20_when_all_fail_they_are_not_asked_more_often(stage: Stage, row
     row(
         "C20 all fail",
         f"{count} requests to 3 replicas",
-        f"{asked / count:.2f} calls each, {dict(outcomes(entries))} within {slowest * 1000:.0f} ms (p99), "
+        f"{asked / count:.2f} calls each, {dict(found)} within {slowest * 1000:.0f} ms (p99), "
         f"back in {recovered:.2f} s",
     )
-    assert {entry.status for entry in entries} <= {500, 502, 503}
+    # Until each of the three has failed three times, it may be the request's bad luck: 502. Then it is 503.
+    assert {entry.status for entry in entries} <= {502, 503}
+    assert found["bad_upstream"] <= 9
+    assert all(int(entry.retry_after) >= 1 for entry in entries if entry.status == 503)
     assert asked <= 1.2 * count
-    assert slowest <= 0.1
+    assert slowest <= (0.1 if scale.full else 0.5)
     assert recovered <= 2
     assert executor.process.exit_code is None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from typing import Any
 
 import pytest
+from openai import OpenAI
+from openai.types.chat import ChatCompletionChunk
 
-from calls import chat_body, post_json, stream_chat
+from calls import chat_body, old_chat, post_json, stream_chat
 from processes import REPOSITORY, Executor, Kernel, Stage, until
 
 ORACLE = str(REPOSITORY / "tests" / "oracle.py")
@@ -133,3 +136,61 @@ def test_several_losses_of_one_stream(stage: Stage, kernel: Kernel) -> None:
                 places.pop(0)
                 who_runs_it(kernel, executors).process.kill()
     assert text == whole(kernel, {**script, "delay": 0}, seed=3)
+
+
+def test_an_answer_longer_than_its_journal_ends_with_the_typed_error(stage: Stage, kernel: Kernel) -> None:
+    executors = replicas(stage, kernel)
+    script = {"id": "r", "tokens": 20_000, "delay": 0, "chunk": 10, "hang_after": 19_000}
+    kept = 0
+    with stream_chat(kernel.url, "oracle", "go", oracle=script) as stream:
+        events = stream.events()
+        while kept < 300_000:
+            kept += len(str(next(events)))
+        who_runs_it(kernel, executors).process.kill()
+        last = list(events)[-1]
+    assert last["error"]["code"] == "upstream_lost"
+    assert kernel.metric("kuwa_resumes_total", outcome="impossible") == 1
+
+
+def test_a_client_of_the_old_wire_sees_one_answer(stage: Stage, kernel: Kernel) -> None:
+    executors = replicas(stage, kernel)
+    asked = {"oracle_id": "r", "oracle_tokens": TOKENS, "oracle_delay": 0.01, "oracle_seeded": "true"}
+    modelfile = json.dumps([{"name": "parameter", "args": f"{key} {value}"} for key, value in asked.items()])
+    with old_chat(kernel.url, "oracle", "go", modelfile=modelfile) as stream:
+        text = b""
+        killed = False
+        for piece in stream.pieces():
+            text += piece
+            if not killed and text.count(b" ") >= 5:
+                killed = True
+                who_runs_it(kernel, executors).process.kill()
+    numbers = [token.partition("~")[0] for token in text.decode().split()]
+    assert numbers == [f"r.{number}" for number in range(TOKENS)]
+    assert kernel.metric("kuwa_resumes_total", outcome="resumed") == 1
+
+
+def test_openai_python_sees_one_ordinary_stream(stage: Stage, kernel: Kernel) -> None:
+    executors = replicas(stage, kernel)
+    script = {"id": "r", "tokens": TOKENS, "delay": 0.01, "seeded": True}
+    chunks: list[ChatCompletionChunk] = []
+    with OpenAI(base_url=kernel.url + "/v1", api_key="sk-none-needed", max_retries=0, timeout=30) as sdk:
+        stream = sdk.chat.completions.create(
+            model="oracle",
+            messages=[{"role": "user", "content": "go"}],
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"oracle": script},
+        )
+        for chunk in stream:
+            ChatCompletionChunk.model_validate(chunk.model_dump(exclude_unset=True), strict=True)
+            assert not chunk.model_extra
+            chunks.append(chunk)
+            if len(chunks) == 7:
+                who_runs_it(kernel, executors).process.kill()
+    text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+    assert [token.partition("~")[0] for token in text.split()] == [f"r.{number}" for number in range(TOKENS)]
+    assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
+    assert [choice.delta.role for chunk in chunks for choice in chunk.choices if choice.delta.role] == ["assistant"]
+    assert [c.finish_reason for chunk in chunks for c in chunk.choices if c.finish_reason] == ["stop"]
+    assert [chunk.usage.completion_tokens for chunk in chunks if chunk.usage] == [TOKENS]
+    assert kernel.metric("kuwa_resumes_total", outcome="resumed") == 1

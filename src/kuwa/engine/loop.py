@@ -29,7 +29,14 @@ MOST_FAILURES = 3
 PATIENT_TOKENS = 64
 """A step may take its request's patience once more for this many tokens that it computes."""
 
+SIGN_S = 5.0
+"""How long a request hears nothing of an engine that computes before it is given a sign of it."""
+
 News = Drawn | End | KuwaError
+
+
+class Working:
+    """Nothing new of this request, and the engine computes: a long prompt is being read, or others are served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +120,9 @@ class Engine:
         allowed = patience_s * (1 + tokens / PATIENT_TOKENS)
         return tokens > 0 and self._clock() - self._step_began > allowed
 
-    async def generate(self, generation: Generation, patience_s: float = 60.0) -> AsyncGenerator[Drawn | End]:
-        """The tokens of one request as they are drawn, then its End. Close the iterator to cancel the request.
+    async def generate(self, generation: Generation, patience_s: float = 60.0) -> AsyncGenerator[Drawn | End | Working]:
+        """The tokens of one request as they are drawn, then its End; Working where that takes long. Close the iterator
+        to cancel the request.
 
         The request must fit: the prompt not empty, within the vocabulary, and shorter than the limit. Raises
         EngineLost where the engine dies, QueueFull where its memory does not suffice, UpstreamTimeout where a step
@@ -128,9 +136,10 @@ class Engine:
         ended = False
         try:
             while not ended:
-                while not await stream.came(patience_s):
+                while not await stream.came(min(patience_s, SIGN_S)):
                     if self.overdue(patience_s):
                         raise UpstreamTimeout(f"The model has computed for over {patience_s:g} s without a token.")
+                    yield Working()
                 for news in stream.taken():
                     if isinstance(news, KuwaError):
                         ended = True

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kuwa.executor.chunks import (
         Chunk,
         Finish,
+        Progress,
         RawAnswer,
         RawEvent,
         RawStream,
@@ -34,6 +35,7 @@ __all__ = [
     "LLMExecutor",
     "Modelfile",
     "NotBuiltYet",
+    "Progress",
     "Ranking",
     "RawAnswer",
     "RawEvent",
@@ -50,7 +52,7 @@ __all__ = [
 _HOMES = {
     "base": ("LLMExecutor", "NotBuiltYet", "SetupFailed"),
     "chunks": (
-        *("Chunk", "Finish", "RawAnswer", "RawEvent", "RawStream"),
+        *("Chunk", "Finish", "Progress", "RawAnswer", "RawEvent", "RawStream"),
         *("Reasoning", "Text", "ToolCallDelta", "Usage"),
     ),
     "modelfile": ("Modelfile",),

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import msgspec
 
-from kuwa.executor.chunks import Chunk, Finish, RawAnswer, RawEvent, Reasoning, Text, ToolCallDelta, Usage
+from kuwa.executor.chunks import Chunk, Finish, Progress, RawAnswer, RawEvent, Reasoning, Text, ToolCallDelta, Usage
 from kuwa.executor.intake import include_usage, stop_strings
 from kuwa.executor.prompt import text_of
 from kuwa.executor.request import Request
@@ -78,6 +78,8 @@ class Answer:
             case Finish(reason, choice):
                 self._reasons.setdefault(choice, reason)
                 return b""
+            case Progress(done, total):
+                return self._progress(done, total)
             case RawEvent(data):
                 return self._raw(data)
             case RawAnswer(data):
@@ -137,6 +139,11 @@ class Answer:
 
     def _keep(self, top: Fields) -> None:
         """Fields of a raw event beside its choices that this framework does not know."""
+
+    def _progress(self, done: int, total: int) -> bytes:
+        """Nothing but a stream of events can carry it."""
+        del done, total
+        return b""
 
     # ---- shared --------------------------------------------------------------------------------------------
 
@@ -294,6 +301,9 @@ class Events(Answer):
         line = resume.ids_line(self._ids)
         self._ids.clear()
         return line + data
+
+    def _progress(self, done: int, total: int) -> bytes:
+        return sse.comment(f"computing {done}/{total}" if total else "computing")
 
     def _keep(self, top: Fields) -> None:
         if top and not self._more:

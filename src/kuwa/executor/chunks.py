@@ -54,6 +54,16 @@ class Finish(msgspec.Struct, frozen=True):
     choice: int = 0
 
 
+class Progress(msgspec.Struct, frozen=True):
+    """Still computing, without anything to show yet: a long prompt is being read. `done` of `total` tokens, where
+    that is known. It becomes a comment in a stream, by which the kernel tells a slow executor from one that hangs;
+    yield it as often as you like.
+    """
+
+    done: int = 0
+    total: int = 0
+
+
 class RawEvent(msgspec.Struct, frozen=True):
     """A whole `chat.completion.chunk` (or its like) as JSON, passed on as it is; for executors in front of
     another OpenAI server, so that fields this framework does not know survive. The server replaces its
@@ -85,4 +95,4 @@ class RawStream:
         """Go on."""
 
 
-Chunk = str | Text | Reasoning | ToolCallDelta | Usage | Finish | RawEvent | RawAnswer | RawStream
+Chunk = str | Text | Reasoning | ToolCallDelta | Usage | Finish | Progress | RawEvent | RawAnswer | RawStream

@@ -19,14 +19,14 @@ import msgspec
 
 from kuwa.executor.answer import Answer, Events, RawText, Whole
 from kuwa.executor.base import LLMExecutor
-from kuwa.executor.chunks import RawStream
+from kuwa.executor.chunks import Progress, RawStream
 from kuwa.executor.compute import Compute
 from kuwa.executor.figures import Figures
 from kuwa.executor.intake import Intake
 from kuwa.executor.request import Embeddings, Ranking, Request, RerankRequest
 from kuwa.executor.resumable import announcement
 from kuwa.executor.slots import Slots, full
-from kuwa.http.exchange import Exchange, Handler, HeaderPair
+from kuwa.http.exchange import JSON_LINE, Exchange, Handler
 from kuwa.wire import form as form_wire
 from kuwa.wire import resume
 from kuwa.wire.errors import (
@@ -53,10 +53,12 @@ State = Literal["starting", "ready", "draining"]
 # A generator that never waits for anything would keep everybody else from being served.
 YIELD_S = 0.005
 ABORT_TIMEOUT_S = 5.0
+# Between two comments that say that a request is still computed. The first one commits the status 200, so that whoever
+# refuses a request should have done so before.
+PROGRESS_S = 2.0
 
-_EVENT_STREAM: HeaderPair = (b"content-type", b"text/event-stream; charset=utf-8")
-_JSON: HeaderPair = (b"content-type", b"application/json")
-_NO_CACHE: HeaderPair = (b"cache-control", b"no-cache")
+_EVENT_STREAM = b"content-type: text/event-stream; charset=utf-8\r\n"
+_NO_CACHE = b"cache-control: no-cache\r\n"
 
 log = logging.getLogger("kuwa.executor")
 
@@ -403,15 +405,20 @@ class Job:
         self.request, self._answer = request, answer
         time_now = asyncio.get_running_loop().time
         exchange = self.exchange
-        self._began = yielded = time_now()
+        self._began = yielded = told = time_now()
         chunks = self.server.compute.open(request)
         try:
             async for chunk in chunks:
                 if isinstance(chunk, RawStream):
                     await self._pass_on(chunk, answer)
+                elif type(chunk) is Progress:
+                    if time_now() - told < PROGRESS_S:
+                        continue
+                    told = time_now()
+                    self._write(answer.take(chunk))
                 else:
                     self._send(answer.take(chunk))
-                if exchange.congested:
+                if exchange.connection.congested:
                     await exchange.drain()
                 if answer.cut:
                     break
@@ -436,6 +443,9 @@ class Job:
         self.server.chunks += 1
         if not self._first:
             self._first = asyncio.get_running_loop().time()
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
         if data:
             exchange = self.exchange
             if not exchange.started:
@@ -455,7 +465,7 @@ class Job:
             except BaseException as error:  # noqa: BLE001 - it is raised again, in the request's task
                 failure = error
                 return True
-            if exchange.congested:
+            if exchange.connection.congested:
                 stream.pause()
             return answer.cut
 
@@ -490,22 +500,22 @@ class Job:
 
     def respond(self, body: bytes) -> None:
         """Answer with a whole JSON body."""
-        self.exchange.respond(200, body, [_JSON, *self._id_headers()])
+        self.exchange.respond(200, body, JSON_LINE + self._id_headers())
 
-    def _headers(self, request: Request) -> list[HeaderPair]:
-        headers = [_EVENT_STREAM, _NO_CACHE] if request.stream else [_JSON]
+    def _headers(self, request: Request) -> bytes:
+        headers = _EVENT_STREAM + _NO_CACHE if request.stream else JSON_LINE
         headers += self._id_headers()
         if request.trimmed_messages:
-            headers.append((b"x-kuwa-trimmed-messages", b"%d" % request.trimmed_messages))
+            headers += b"x-kuwa-trimmed-messages: %d\r\n" % request.trimmed_messages
         return headers
 
-    def _id_headers(self) -> list[HeaderPair]:
+    def _id_headers(self) -> bytes:
         if self._from_kernel:
-            return []  # the kernel's answer has its own, and a head that repeats byte for byte is parsed once
+            return b""  # the kernel's answer has its own, and a head that repeats byte for byte is parsed once
         own = self.id.encode()
         theirs = self.exchange.headers.get(b"x-request-id") or b""
         echoed = echoable_request_id(theirs.decode("latin-1"))
-        return [(b"x-request-id", echoed.encode() if echoed else own), (b"x-kuwa-request-id", own)]
+        return b"x-request-id: %b\r\nx-kuwa-request-id: %b\r\n" % (echoed.encode() if echoed else own, own)
 
     def _end_cancelled(self) -> None:
         """Cancelled: where the client is still there (a v1.0 abort), its answer ends with what it has."""
@@ -539,14 +549,14 @@ class Job:
         if exchange.gone or exchange.ended:
             return
         if isinstance(error, QueueFull | NoReplica):
-            retry = (b"retry-after", b"%d" % (error.retry_after_s or 1))
-            exchange.respond(429, _message("Processing another request."), [_JSON, retry])
+            retry = b"retry-after: %d\r\n" % (error.retry_after_s or 1)
+            exchange.respond(429, _message("Processing another request."), JSON_LINE + retry)
             return
         if self._task is None:
-            exchange.respond(error.status, _message(error.message), [_JSON])
+            exchange.respond(error.status, _message(error.message))
             return
         if not exchange.started:
-            exchange.start(200, [_EVENT_STREAM, *self._id_headers()])
+            exchange.start(200, _EVENT_STREAM + self._id_headers())
         exchange.write(_old_text(error).encode())
         exchange.end()
 

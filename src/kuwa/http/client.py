@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from kuwa.http.framing import HeaderPair, ResponseHead
-from kuwa.http.upstream import Origin, UnframedHandler, UpstreamConnection, UpstreamPool
-from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamLost, UpstreamTimeout
+from kuwa.http.upstream import Origin, UnframedHandler, UpstreamConnection, UpstreamPool, UpstreamRequest
+from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamTimeout
 
 MAX_BUFFERED_BYTES = 256 * 1024
 MAX_FETCH_BYTES = 8 * 1024 * 1024
@@ -33,49 +33,17 @@ class Response:
 class StreamedResponse(UnframedHandler):
     """A response whose body is iterated as it arrives, reading pausing while the reader is behind; or pushed."""
 
-    def __init__(self) -> None:
-        self._origin: Origin | None = None
-        self._connection: UpstreamConnection | None = None
+    def __init__(self, origin: Origin) -> None:
+        self.connection: UpstreamConnection | None = None
+        self.over = False
+        self._origin = origin
         self._head: ResponseHead | None = None
         self._pieces: list[bytes] = []
         self._buffered = 0
         self._paused = False
-        self._ended = False
         self._error: KuwaError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._sink: Callable[[bytes], bool] | None = None
-
-    async def begin(self, request: bytes, origin: Origin, pool: UpstreamPool, *, no_body: bool = False) -> None:
-        """Send a whole request over `pool` and wait for the head of its response. Call `cut` in the end.
-
-        Raises NoReplica (cannot connect), UpstreamLost, BadUpstream, and what `give_up` was given.
-        """
-        self._origin = origin
-        idle = pool.take(origin)
-        if idle is not None:
-            try:
-                await self._ask(idle, request, no_body=no_body)
-            except UpstreamLost:
-                if idle.received:
-                    raise
-                # The server had closed the idle connection meanwhile: it has not begun this request.
-                self._error, self._ended = None, False
-            else:
-                return
-        await self._ask(await pool.connect(origin), request, no_body=no_body)
-
-    async def _ask(self, connection: UpstreamConnection, request: bytes, *, no_body: bool) -> None:
-        self._connection = connection
-        connection.send(request, self, no_body=no_body)
-        while self._head is None and self._error is None:
-            await self._next()
-        if self._head is None and self._error is not None:
-            raise self._error
-
-    def cut(self) -> None:
-        """Cut the connection, unless the response has come to its end."""
-        if self._connection is not None:
-            self._connection.cancel(self)
 
     @property
     def status(self) -> int:
@@ -95,14 +63,14 @@ class StreamedResponse(UnframedHandler):
 
     def on_data(self, data: bytes, ended: bool) -> None:
         if self._sink is not None:
-            self._ended = ended
+            self.over = ended
             if (data and self._sink(data)) or ended:
                 self._wake()
             return
         if data:
             self._pieces.append(data)
             self._buffered += len(data)
-        self._ended = ended
+        self.over = ended
         if self._buffered > MAX_BUFFERED_BYTES and not ended and not self._paused:
             self._paused = True
             self.pause()
@@ -110,20 +78,32 @@ class StreamedResponse(UnframedHandler):
 
     def on_lost(self, error: KuwaError) -> None:
         self._error = error
-        self._ended = True
+        self.over = True
         self._wake()
 
     @property
     def silent_since(self) -> float | None:
         """When the server was last heard, in the pool's time; None where nothing more is waited for."""
-        connection = self._connection
-        return None if connection is None or self._ended or connection.paused else connection.since
+        connection = self.connection
+        return None if connection is None or self.over or connection.paused else connection.since
 
     def give_up(self, error: KuwaError) -> None:
         """Cut the connection; who reads the response is told `error`."""
-        if not self._ended:
-            self.cut()
+        if not self.over:
+            self.cancel()
             self.on_lost(error)
+
+    def cancel(self) -> None:
+        """Nobody wants more of it: cut the connection, unless it was read to its end."""
+        self.over = True
+        if self.connection is not None:
+            self.connection.cancel(self)
+
+    async def wait_for_head(self) -> None:
+        while self._head is None and self._error is None:
+            await self._next()
+        if self._head is None and self._error is not None:
+            raise self._error
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """The body in pieces. Raises UpstreamLost or BadUpstream when it does not end as announced."""
@@ -132,10 +112,10 @@ class StreamedResponse(UnframedHandler):
                 pieces, self._pieces = self._pieces, []
                 self._buffered = 0
                 if self._paused:
+                    self._paused = False
                     self.resume()
-                self._paused = False
                 yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            elif self._ended:
+            elif self.over:
                 if self._error is not None:
                     raise self._error
                 return
@@ -155,7 +135,7 @@ class StreamedResponse(UnframedHandler):
             return
         self._sink = sink
         try:
-            if not self._ended:
+            if not self.over:
                 await self._next()
         finally:
             self._sink = None
@@ -163,13 +143,10 @@ class StreamedResponse(UnframedHandler):
             raise self._error
 
     def pause(self) -> None:
-        # A connection whose response has ended may be somebody else's already.
-        if self._connection is not None and not self._ended:
-            self._connection.pause()
+        self._carried().pause(self)
 
     def resume(self) -> None:
-        if self._connection is not None and not self._ended:
-            self._connection.resume()
+        self._carried().resume(self)
 
     async def read(self, max_bytes: int = MAX_FETCH_BYTES) -> bytes:
         """The whole body. Raises BadUpstream beyond `max_bytes`."""
@@ -189,6 +166,11 @@ class StreamedResponse(UnframedHandler):
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    def _carried(self) -> UpstreamConnection:
+        if self.connection is None:
+            raise RuntimeError("the response has no connection yet")
+        return self.connection
 
     def _require_head(self) -> ResponseHead:
         if self._head is None:
@@ -213,18 +195,19 @@ async def open_stream(
     Raises NoReplica (cannot connect), UpstreamTimeout (no head in time), UpstreamLost, BadUpstream.
     """
     origin = Origin.of(url)
-    request = encode_request(method, url, origin, headers, body)
+    head = encode_head(method, url, origin, headers, len(body))
+    response = StreamedResponse(origin)
     connections = pool or UpstreamPool(tls=tls)
-    response = StreamedResponse()
     try:
+        connections.send(UpstreamRequest(origin, head, body, no_body=method == "HEAD"), response)
         try:
             async with asyncio.timeout(head_timeout_s):
-                await response.begin(request, origin, connections, no_body=method == "HEAD")
+                await response.wait_for_head()
         except TimeoutError as error:
             raise UpstreamTimeout(f"{origin} did not answer in {head_timeout_s:g} s.") from error
         yield response
     finally:
-        response.cut()
+        response.cancel()
         if pool is None:
             connections.close()
 
@@ -249,11 +232,12 @@ async def fetch(
         raise UpstreamTimeout(f"{Origin.of(url)} did not answer in {timeout_s:g} s.") from error
 
 
-def encode_request(method: str, url: str, origin: Origin, headers: Iterable[HeaderPair], body: bytes) -> bytes:
-    """A whole HTTP/1.1 request."""
+def encode_head(method: str, url: str, origin: Origin, headers: Iterable[HeaderPair], body_bytes: int) -> bytes:
+    """The head of an HTTP/1.1 request, with the blank line."""
     start = request_start(method, url, origin, headers)
-    length = b"content-length: %d\r\n" % len(body) if body or method in ("POST", "PUT", "PATCH") else b""
-    return b"%b%b\r\n%b" % (start, length, body)
+    if body_bytes or method in ("POST", "PUT", "PATCH"):
+        return b"%bcontent-length: %d\r\n\r\n" % (start, body_bytes)
+    return start + b"\r\n"
 
 
 def request_start(method: str, url: str, origin: Origin, headers: Iterable[HeaderPair]) -> bytes:

@@ -19,9 +19,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from kuwa.http.connection import Limits
 from kuwa.http.exchange import Handler
 from kuwa.http.guard import HostGuard
-from kuwa.http.server import CannotListen, Server
+from kuwa.http.server import CannotListen, Server, connections_that_fit
 from kuwa.http.upstream import UpstreamPool, tls_context
 from kuwa.kernel import log as kernel_log
 from kuwa.kernel.api.errors import http_error, kuwa_error
@@ -66,6 +67,7 @@ class Kernel:
             pool=self.pool,
             metrics=self.metrics,
             clock=clock,
+            first_token_s=settings.first_token_s,
         )
         self.openai = OpenAIRoutes(self.chat, ids)
         self.form_chat = FormChatRoutes(self.chat, ids)
@@ -91,7 +93,9 @@ class Kernel:
         )
         hot, cold = routes(self)
         app = WithRequestIds(application(cold), ids)
-        self.server = Server(hot=hot, app=app, guard=HostGuard(settings.allowed_hosts))
+        # Each may need a second connection, to its replica.
+        limits = Limits(connections=connections_that_fit(2))
+        self.server = Server(hot=hot, app=app, guard=HostGuard(settings.allowed_hosts), limits=limits)
         for upstream in settings.upstreams:
             authorization = f"Bearer {upstream.key}".encode() if upstream.key else b""
             self.registry.add_upstream(
@@ -106,6 +110,11 @@ class Kernel:
             # Executors renew within seconds; whoever comes before them waits instead of being turned away.
             self.dispatcher.expect_replicas(time.monotonic() + REJOIN_S)
         return await self.server.listen(settings.host, settings.port, inherited=inherited)
+
+    def refuse(self) -> None:
+        """Refuse new requests from this moment on. On an inherited socket the next kernel is to take them: there it
+        is `drain` that first stops accepting."""
+        self.chat.draining = self.settings.listen_fd < 0
 
     async def drain(self) -> bool:
         """Refuse new requests, let those under way end, and tell those that do not. Whether all ended in time."""
@@ -168,7 +177,7 @@ async def serve(settings: Settings) -> int:
     kernel_log.configure(settings.log_level)
     kernel = Kernel(settings)
     stopping = asyncio.Event()
-    with _signals(stopping, kernel.close):
+    with _signals(stopping, kernel.refuse, kernel.close):
         port = await kernel.listen()
         # The watch comes first: an executor's first renewal must find the clock running.
         watch = asyncio.create_task(kernel.watch.run(), name="kuwa-watch")
@@ -190,12 +199,14 @@ async def serve(settings: Settings) -> int:
 
 
 @contextmanager
-def _signals(stopping: asyncio.Event, at_once: Callable[[], None]) -> Generator[None]:
-    """The first SIGTERM or SIGINT sets `stopping`; the next one ends everything at once."""
+def _signals(stopping: asyncio.Event, at_first: Callable[[], None], at_once: Callable[[], None]) -> Generator[None]:
+    """The first SIGTERM or SIGINT calls `at_first` and sets `stopping`; the next one ends everything at once."""
 
     def stop() -> None:
         if stopping.is_set():
             at_once()
+        else:
+            at_first()
         stopping.set()
 
     loop = asyncio.get_running_loop()

@@ -27,10 +27,15 @@ class Breaker:
         """Whether nothing is held against the replica."""
         return not (self.failures or self.half_open)
 
+    @property
+    def tripped(self) -> bool:
+        """Whether it has failed so often that it is to be left alone, and has not worked since."""
+        return self.half_open or self.failures >= FAILURES
+
     def fail(self) -> bool:
         """One more attempt failed. Returns whether the replica should be left alone now."""
         self.failures += 1
-        return self.half_open or self.failures >= FAILURES
+        return self.tripped
 
     def open(self) -> float:
         """Leave the replica alone; for how many seconds, until its health is asked."""

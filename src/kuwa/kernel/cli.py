@@ -96,6 +96,12 @@ def parser() -> argparse.ArgumentParser:
         help=f"when stopping, let requests under way run on this long (default: {DEFAULTS.drain_s:g})",
     )
     it.add_argument(
+        "--first_token_s",
+        metavar="SECONDS",
+        help="give an executor up that computes this long without a token or a sign of progress "
+        f"(default: {DEFAULTS.first_token_s:g})",
+    )
+    it.add_argument(
         "--listen_fd",
         metavar="FD",
         help="listen on this inherited socket, which outlives the kernel: who connects during a restart waits for "

@@ -24,6 +24,7 @@ from kuwa.wire.errors import UpstreamLost
 
 MAX_JOURNAL_BYTES = 256 * 1024
 MAX_JOURNALS_BYTES = 64 * 1024 * 1024
+GROWTH_BYTES = 8 * 1024
 
 Fields = dict[str, Any]
 Key = tuple[object, ...]
@@ -36,15 +37,38 @@ class StreamDiffers(UpstreamLost):
     """Computed again, the stream is another one. Nobody's fault: near a tie, numbers may fall either way."""
 
 
+class Journals:
+    """The room that the journals of all streams share. `granted` never exceeds `limit`, in bytes."""
+
+    def __init__(self, limit: int = MAX_JOURNALS_BYTES) -> None:
+        self.limit = limit
+        self.granted = 0
+
+    def grant(self, count: int) -> bool:
+        if self.granted + count > self.limit:
+            return False
+        self.granted += count
+        return True
+
+    def take_back(self, count: int) -> None:
+        self.granted -= count
+
+
 class Journal:
     """What one stream's client was sent since the announcement: `frames`, in chunked framing; None where it is not
-    kept. A stream that has outgrown the bound, or that was never announced, cannot be gone on with."""
+    kept. A stream that has outgrown its bound or found no room among the others, or that was never announced, cannot
+    be gone on with.
 
-    __slots__ = ("announced", "frames")
+    Whoever writes into `frames` calls `grow` once they are longer than `room`.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_journals", "announced", "frames", "room")
+
+    def __init__(self, journals: Journals) -> None:
+        self._journals = journals
         self.announced: resume.Announcement | None = None
         self.frames: bytearray | None = None
+        self.room = 0
 
     @property
     def bytes(self) -> int:
@@ -56,9 +80,20 @@ class Journal:
         self.frames = bytearray()
         return self.frames
 
+    def grow(self) -> bool:
+        """Make room for what was written. False: there is none, and the journal is given up."""
+        needed = -(-(self.bytes - self.room) // GROWTH_BYTES) * GROWTH_BYTES
+        if self.room + needed > MAX_JOURNAL_BYTES or not self._journals.grant(needed):
+            self.drop()
+            return False
+        self.room += needed
+        return True
+
     def drop(self) -> None:
-        """Give it up: it is too large."""
+        """Give it up, or the stream is over: its room is the others'."""
         self.frames = None
+        self._journals.take_back(self.room)
+        self.room = 0
 
     def replay(self) -> Replay | None:
         """What is to be found again in the stream computed anew, or None where that cannot be told."""

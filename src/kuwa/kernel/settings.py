@@ -44,8 +44,9 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that can be set. `drain_s` is how long a stopping kernel lets its requests run on; `listen_fd` a
-    socket that listens already, inherited from whoever started the kernel, -1 for none.
+    """Everything that can be set. `drain_s` is how long a stopping kernel lets its requests run on; `first_token_s`
+    how long a replica may give no sign of computing before the first token; `listen_fd` a socket that listens
+    already, inherited from whoever started the kernel, -1 for none.
     """
 
     host: str = "127.0.0.1"
@@ -58,6 +59,7 @@ class Settings:
     policies: Mapping[str, PolicyName] = field(default_factory=dict[str, PolicyName])
     ca_file: str = ""
     drain_s: float = 60.0
+    first_token_s: float = 120.0
     listen_fd: int = -1
 
 
@@ -82,6 +84,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str] | None = None) 
         policies=parse_policies(source.many("policy")),
         ca_file=source.one("ca_file", _readable_file, DEFAULTS.ca_file),
         drain_s=source.one("drain_s", _seconds, DEFAULTS.drain_s),
+        first_token_s=source.one("first_token_s", _seconds, DEFAULTS.first_token_s),
         listen_fd=source.one("listen_fd", _descriptor, _activated(env)),
     )
     if not may_listen(settings.host, insecure_no_auth=settings.insecure_no_auth):

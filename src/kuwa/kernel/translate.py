@@ -19,11 +19,16 @@ from kuwa.wire.errors import BadUpstream, KuwaError, Unsupported
 MAX_RETRY_AFTER_S = 24 * 3600
 
 
+class PromptDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int | None = None
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Token counts as every OpenAI answer carries them."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: PromptDetails | None = None
 
 
 class Translator(Protocol):
@@ -48,13 +53,10 @@ class _Delta(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     delta: _Delta = msgspec.field(default_factory=_Delta)
-    finish_reason: str | None = None
 
 
 class _Event(msgspec.Struct):
     choices: list[_Choice] = []
-    usage: Usage | None = None
-    error: dict[str, Any] | None = None
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
@@ -64,34 +66,18 @@ class TextFromEvents:
     """OpenAI chat events as the raw text of the v1.0 wire."""
 
     def __init__(self) -> None:
-        self.finished = False
-        self.usage: Usage | None = None
         self._reader = sse.SseReader()
 
     def feed(self, data: bytes) -> bytes:
-        """Raises BadUpstream for what is no event of a chat, and for an error event."""
+        """Raises BadUpstream for what is no event of a chat."""
         text: list[str] = []
         try:
             for event in self._reader.feed(data):
-                if event.data == sse.DONE:
-                    self.finished = True
-                    continue
-                message = _decode_event(event.data)
-                if message.error is not None:
-                    raise BadUpstream(str(message.error.get("message", "the executor reported an error")))
-                self.usage = message.usage or self.usage
-                for choice in message.choices:
-                    text.append(choice.delta.content or "")
-                    self.finished = self.finished or choice.finish_reason is not None
+                if event.data != sse.DONE:
+                    text += [choice.delta.content or "" for choice in _decode_event(event.data).choices]
         except (msgspec.MsgspecError, sse.EventTooLong) as error:
             raise BadUpstream(f"The executor's stream cannot be read: {error}.") from error
         return "".join(text).encode("utf-8", "surrogatepass")
-
-    def end(self) -> bytes:
-        return b""
-
-    def whole(self, collected: bytes) -> bytes:
-        return collected
 
 
 class PlainText:

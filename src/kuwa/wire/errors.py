@@ -225,6 +225,11 @@ class Draining(NoReplica):
     code = "draining"
 
 
+class TooManyConnections(NoReplica):
+    code = "too_many_connections"
+    retry_after_s = 1
+
+
 class UpstreamTimeout(KuwaError):
     status = 504
     type = "upstream_error"

@@ -10,8 +10,8 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 import torch
 
-from kuwa.engine.loop import MOST_FAILURES, Engine
-from kuwa.engine.request import Drawn, Generation
+from kuwa.engine.loop import MOST_FAILURES, Engine, Working
+from kuwa.engine.request import Drawn, End, Generation
 from kuwa.engine.scheduler import Limits, Plan
 from kuwa.wire.errors import EngineLost, QueueFull, UpstreamTimeout
 
@@ -193,6 +193,23 @@ async def test_a_step_that_hangs_is_a_timeout() -> None:
             async for _ in engine.generate(Generation(prompt=[1], max_tokens=3), patience_s=0.05):
                 pass
         go_on.set()
+
+
+async def test_while_a_step_takes_long_the_request_hears_that_the_engine_computes() -> None:
+    go_on = threading.Event()
+    engine = Engine(CountingBackend(lambda _: go_on.wait(10) and None), clock=lambda: 0.0)
+    engine.start()
+    kinds: list[type] = []
+    try:
+        async for news in engine.generate(Generation(prompt=[1], max_tokens=1), patience_s=0.05):
+            kinds.append(type(news))
+            if len(kinds) == 3:
+                go_on.set()
+    finally:
+        go_on.set()
+        await engine.close()
+    assert kinds[:3] == [Working] * 3
+    assert kinds[-2:] == [Drawn, End]
 
 
 async def test_closing_ends_what_is_under_way_with_an_error() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from kuwa.executor import Chunk, Finish, RawEvent, Reasoning, Request, Text, ToolCallDelta, Usage
+from kuwa.executor import Chunk, Finish, Progress, RawEvent, Reasoning, Request, Text, ToolCallDelta, Usage
 from kuwa.executor.answer import Answer, Events, RawText, Whole, WrongChunk, estimated_tokens
 from kuwa.wire.errors import BadUpstream
 from kuwa.wire.sse import DONE, SseReader
@@ -110,6 +110,13 @@ class TestEvents:
     def test_the_texts_together_are_what_was_yielded(self, pieces: list[str]) -> None:
         found = events(answer(Events, list(pieces)))
         assert "".join(e["choices"][0]["delta"].get("content", "") for e in found) == "".join(pieces)
+
+
+def test_progress_is_a_comment_in_a_stream_and_nothing_elsewhere() -> None:
+    assert Events(request(), created=1, cuts_stops=False).take(Progress(5, 10)) == b": computing 5/10\n\n"
+    assert Events(request(), created=1, cuts_stops=False).take(Progress()) == b": computing\n\n"
+    assert Whole(request(), created=1, cuts_stops=False).take(Progress(5, 10)) == b""
+    assert RawText(request(), created=1, cuts_stops=False).take(Progress(5, 10)) == b""
 
 
 class TestRawEvents:

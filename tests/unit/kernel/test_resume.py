@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kuwa.kernel.events import blocks_of, data_of
-from kuwa.kernel.resume import Journal, Replay, StreamDiffers
+from kuwa.kernel.resume import MAX_JOURNAL_BYTES, Journal, Journals, Replay, StreamDiffers
 from kuwa.wire import resume
 from kuwa.wire.resume import Announcement
 
@@ -75,7 +75,7 @@ def stream(reasoning: str, text: str, arguments: str, cuts: list[int]) -> list[b
 
 
 def journal_of(events: list[bytes]) -> Journal:
-    journal = Journal()
+    journal = Journal(Journals())
     kept = journal.begin(ANNOUNCED)
     for one in events:
         kept += b"%x\r\n%b\r\n" % (len(one), one)
@@ -124,7 +124,7 @@ def test_an_answer_that_ends_too_soon_differs() -> None:
 
 
 def test_what_is_no_stream_of_events_is_not_gone_on_with() -> None:
-    assert Journal().replay() is None
+    assert Journal(Journals()).replay() is None
     for odd in (b"data: {\n\n", b'data: {"choices": 5}\n\n', b': k x\ndata: {"choices":[]}\n\n'):
         assert journal_of([odd]).replay() is None
     dropped = journal_of([ROLE])
@@ -147,3 +147,42 @@ def test_an_announcement_is_read_as_it_was_written() -> None:
     assert resume.announcement_in(resume.announce(ANNOUNCED)) == ANNOUNCED
     for odd in (b": r\n\n", b": r a b c d\n\n", b": r a b 1 2 3\n\n", b"data: : r a b 1 2\n\n"):
         assert resume.announcement_in(odd) is None
+
+
+def written(journal: Journal, count: int) -> bool:
+    """Whether so many bytes more were kept."""
+    if journal.frames is None:
+        return False
+    journal.frames += b"x" * count
+    return len(journal.frames) <= journal.room or journal.grow()
+
+
+def test_a_stream_is_kept_up_to_its_bound() -> None:
+    journals = Journals()
+    journal = Journal(journals)
+    journal.begin(ANNOUNCED)
+    assert written(journal, MAX_JOURNAL_BYTES)
+    assert journals.granted == MAX_JOURNAL_BYTES
+    assert not written(journal, 1)
+    assert (journal.frames, journal.replay(), journals.granted) == (None, None, 0)
+    journal.drop()
+    assert journals.granted == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40_000)), max_size=60))
+def test_all_streams_together_are_kept_up_to_theirs(writes: list[tuple[int, int]]) -> None:
+    """At no time is more kept than the bound says; who finds no room, and nobody else, is no longer kept."""
+    journals = Journals(100_000)
+    kept = [Journal(journals) for _ in range(6)]
+    for journal in kept:
+        journal.begin(ANNOUNCED)
+    for number, count in writes:
+        before = [journal.frames is not None for journal in kept]
+        went = written(kept[number], count)
+        after = [journal.frames is not None for journal in kept]
+        assert after == [went if place == number else was for place, was in enumerate(before)]
+        assert journals.granted == sum(journal.room for journal in kept) <= journals.limit
+        assert all(journal.bytes <= journal.room for journal in kept)
+    for journal in kept:
+        journal.drop()
+    assert journals.granted == 0

@@ -30,7 +30,7 @@ def test_two_requests_share_as_many_marks_as_messages_at_their_beginning(
     first, second = of_conversation(body(start + one)), of_conversation(body(start + other))
     same = 0
     for a, b in zip(start + one, start + other, strict=False):
-        if a != b:
+        if list(a.items()) != list(b.items()):  # in which order its fields come counts, too
             break
         same += 1
     assert first[:same] == second[:same]

@@ -22,7 +22,7 @@ from kuwa.executor import (
     RerankRequest,
     SetupFailed,
 )
-from kuwa.executor.chunks import Chunk, Usage
+from kuwa.executor.chunks import Chunk, Progress, Usage
 from kuwa.executor.options import collect
 from kuwa.executor.prompt import UnknownTemplate, resolve_template
 from kuwa.wire.errors import InvalidRequest, Unsupported
@@ -207,10 +207,14 @@ class HuggingfaceExecutor(LLMExecutor):
         yield Usage(tally.prompt, tally.generated, tally.cached)
 
     async def _choice(self, generation: Generation, answer: ChoiceAnswer, tally: Tally) -> AsyncGenerator[Chunk]:
+        from kuwa.engine.loop import Working
         from kuwa.engine.request import End
 
         async with aclosing(self._engine.generate(generation, patience_s=self.args.timeout)) as tokens:
             async for token in tokens:
+                if isinstance(token, Working):
+                    yield Progress()
+                    continue
                 if isinstance(token, End):
                     tally.cached = max(tally.cached, token.cached)
                     last = answer.finish(token.reason)

@@ -12,7 +12,7 @@ import msgspec
 
 from kuwa.builtin.llamacpp.calls import CallReader, Enforced
 from kuwa.builtin.llamacpp.engine import EngineError, engine_error
-from kuwa.executor.chunks import Chunk, Finish, FinishReason, RawEvent, Reasoning, Text, ToolCallDelta, Usage
+from kuwa.executor.chunks import Chunk, Finish, FinishReason, Progress, RawEvent, Reasoning, Text, ToolCallDelta, Usage
 from kuwa.wire.errors import BadUpstream
 
 UNREADABLE = "does not match the expected"
@@ -64,6 +64,13 @@ class Timings(msgspec.Struct, frozen=True):
     predicted_n: int = 0
 
 
+class PromptProgress(msgspec.Struct, frozen=True):
+    """How many of the prompt's tokens have been read."""
+
+    processed: int = 0
+    total: int = 0
+
+
 class Event(msgspec.Struct, frozen=True):
     """An event in the OpenAI shape; of `/infill` in llama.cpp's own, from `content` on."""
 
@@ -76,6 +83,7 @@ class Event(msgspec.Struct, frozen=True):
     tokens_evaluated: int = 0
     tokens_predicted: int = 0
     timings: Timings | None = None
+    prompt_progress: PromptProgress | None = None
 
 
 _decode = msgspec.json.Decoder(Event).decode
@@ -117,6 +125,9 @@ class Answer:
             yield from self._cut(event.error)
             return
         self._timings = event.timings or self._timings
+        if event.prompt_progress is not None:
+            yield Progress(event.prompt_progress.processed, event.prompt_progress.total)
+            return
         for choice in event.choices:
             if choice.logprobs is not None and self._calls is None:
                 yield RawEvent(data)  # nothing of ours could carry them

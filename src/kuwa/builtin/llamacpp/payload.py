@@ -95,7 +95,7 @@ def _common(request: Request, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Always a stream: only then does llama.cpp free the slot at once when the connection is closed."""
     payload = merge(defaults, request.parameters, PARAMETERS)
     payload.update((name, request.body[name]) for name in PASSED_ON if request.body.get(name) is not None)
-    payload.update(stream=True, stream_options={"include_usage": True})
+    payload.update(stream=True, stream_options={"include_usage": True}, return_progress=True)
     if request.resume is not None:
         # Numbers round otherwise after a prompt that was read in another number of pieces.
         payload["cache_prompt"] = False

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from kuwa.executor.provider.proxy import Proxy, tunnel_refused
 from kuwa.http.client import StreamedResponse, request_start
 from kuwa.http.framing import HeaderPair
-from kuwa.http.upstream import Origin, UpstreamConnection, UpstreamPool
+from kuwa.http.upstream import Origin, UpstreamConnection, UpstreamPool, UpstreamRequest
 from kuwa.wire.errors import UpstreamTimeout
 
 CONNECT_TIMEOUT_S = 10.0
@@ -52,7 +52,8 @@ class Connections:
 
     def request(self, route: Route, body: bytes, headers: bytes = b"") -> Call:
         """A request, to be sent by entering it; `headers` are lines of its own."""
-        return Call(self, route.origin, b"%b%bcontent-length: %d\r\n\r\n%b" % (route.start, headers, len(body), body))
+        head = b"%b%bcontent-length: %d\r\n\r\n" % (route.start, headers, len(body))
+        return Call(self, UpstreamRequest(route.origin, head, body))
 
     async def _sweep(self) -> None:
         while True:
@@ -67,20 +68,20 @@ class Connections:
 
 class Call:
     """One request: entering sends it and gives its response, once the head has come; leaving before the end of the
-    body cuts the connection. Entering raises as `StreamedResponse.begin` does.
+    body cuts the connection. Entering raises as `kuwa.http.client.open_stream` does.
     """
 
-    def __init__(self, connections: Connections, origin: Origin, request: bytes) -> None:
+    def __init__(self, connections: Connections, request: UpstreamRequest) -> None:
         self._connections = connections
-        self._origin = origin
         self._request = request
-        self._response = StreamedResponse()
+        self._response = StreamedResponse(request.origin)
 
     async def __aenter__(self) -> StreamedResponse:
         response = self._response
         self._connections.open.add(response)
         try:
-            await response.begin(self._request, self._origin, self._connections.pool)
+            self._connections.pool.send(self._request, response)
+            await response.wait_for_head()
         except BaseException:
             self._leave()
             raise
@@ -91,7 +92,7 @@ class Call:
 
     def _leave(self) -> None:
         self._connections.open.discard(self._response)
-        self._response.cut()
+        self._response.cancel()
 
 
 class _ProxiedPool(UpstreamPool):

@@ -10,7 +10,7 @@ import pytest
 from kuwa.builtin.llamacpp.answer import Answer
 from kuwa.builtin.llamacpp.calls import Enforced
 from kuwa.builtin.llamacpp.engine import refusal
-from kuwa.executor.chunks import Finish, RawEvent, Reasoning, Text, ToolCallDelta, Usage
+from kuwa.executor.chunks import Finish, Progress, RawEvent, Reasoning, Text, ToolCallDelta, Usage
 from kuwa.wire.errors import (
     BadUpstream,
     ContextLengthExceeded,
@@ -34,6 +34,12 @@ def usage(prompt: int, completion: int, cached: int = 0) -> bytes:
 def read(*events: bytes) -> list[Any]:
     answer = Answer()
     return [chunk for data in events for chunk in answer.chunks(data)]
+
+
+def test_a_prompt_that_is_being_read_is_progress() -> None:
+    beside = json.loads(event({"role": "assistant", "content": None}))
+    told = json.dumps({**beside, "prompt_progress": {"total": 4096, "cache": 0, "processed": 2048, "time_ms": 5}})
+    assert read(told.encode()) == [Progress(2048, 4096)]
 
 
 def test_an_ordinary_answer_is_text_finish_and_usage() -> None:

@@ -20,7 +20,7 @@ from kuwa.executor.request import Request
 from kuwa.wire.errors import InvalidRequest, Unsupported
 
 MESSAGES = [{"role": "user", "content": "hi"}]
-STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+STREAMED = {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
 
 
 def tool(name: str) -> dict[str, Any]:
