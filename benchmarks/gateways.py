@@ -171,9 +171,15 @@ def started(name: str, command: list[str | Path], *, port: int, core: int | str,
             child.wait()
 
 
-def wait_until_it_answers(running: Running, *, method: str = "POST", path: str = "/v1/chat/completions") -> None:
+def wait_until_it_answers(
+    running: Running,
+    *,
+    method: str = "POST",
+    path: str = "/v1/chat/completions",
+    within_s: float = READY_WITHIN_S,
+) -> None:
     """Ask until the answer is 200; raises machine.NotReady with the program's own words when it never is."""
-    deadline = time.monotonic() + READY_WITHIN_S
+    deadline = time.monotonic() + within_s
     seen = "no answer yet"
     while time.monotonic() < deadline:
         if not running.process.is_running() or running.process.status() == psutil.STATUS_ZOMBIE:

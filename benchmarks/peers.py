@@ -1,6 +1,6 @@
 """Other gateways that stand between clients and model servers, each in a virtual environment of its own.
 
-`make bench-peers` installs them into `benchmarks/peers/`, once. One that does not install or start is left out of
+`make bench-peers` installs them into `.venv-NAME/`, once. One that does not install or start is left out of
 the run, and the report says why. Their versions are pinned: a newer one is tried by changing `REQUIREMENTS`.
 """
 
@@ -20,6 +20,7 @@ REQUIREMENTS = {
     "vllm-router": "vllm-router==0.1.17",
     "sglang-router": "sglang-router==0.3.2",
     "litellm": "litellm[proxy]==1.106.2",
+    "transformers": "transformers[serving]==5.23.0 torch==2.13.0",  # no gateway: a provider, in tests/peers
 }
 INSTALL_WITHIN_S = 900.0
 
@@ -105,7 +106,7 @@ def _litellm() -> Gateway:
 
 def _installed(name: str) -> Path:
     """The virtual environment of a peer, made now where it is missing."""
-    folder = machine.HERE / "peers" / name
+    folder = machine.HERE.parent / f".venv-{name}"
     requirement = REQUIREMENTS[name]
     stamp = folder / "installed"
     if stamp.exists() and stamp.read_text() == requirement:
@@ -113,9 +114,11 @@ def _installed(name: str) -> Path:
     print(f"installing {requirement} into {folder} (once)", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     try:
-        done = subprocess.run(pip, capture_output=True, text=True, check=False, timeout=INSTALL_WITHIN_S)
+        done = subprocess.run(
+            [*pip, *requirement.split()], capture_output=True, text=True, check=False, timeout=INSTALL_WITHIN_S
+        )
     except subprocess.TimeoutExpired as error:
         raise machine.NotReady(f"{requirement} was not installed within {INSTALL_WITHIN_S:.0f} s") from error
     if done.returncode:
@@ -131,5 +134,5 @@ def _version(name: str) -> str:
 
 if __name__ == "__main__":
     os.nice(10)
-    for name in REQUIREMENTS:
+    for name in sys.argv[1:] or REQUIREMENTS:
         _installed(name)

@@ -43,6 +43,10 @@ class Answer:
         assert error["message"], error
         return error
 
+    @property
+    def code(self) -> str:
+        return self.error["code"]
+
 
 def connect(url: str, *, timeout_s: float = TIMEOUT_S, ca: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
     parts = urlsplit(url)

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from calls import Answer, Stream, chat, chat_text, old_chat, open_chat, stream_chat
 from processes import REPOSITORY, Executor, Kernel, Stage
+from providers import start_provider
 
 QUESTION = "Tell me of the sea: the waves and the wind, the ships 與海上的燈塔, and of those who wait ashore."
 SCRIPTED = "海是藍色的。🌊 The waves come in, the waves go out; 船回家了 ⛵, and somebody lit a lamp. 晚安。"
@@ -87,16 +87,12 @@ def _may_2024(_: Stage) -> Subject:
 
 
 def _chatgpt(stage: Stage) -> Subject:
-    argv = [sys.executable, str(REPOSITORY / "tests" / "fakes" / "openai_server.py"), "--port", str(stage.port())]
-    server = stage.process([*argv, "--delay", "0.01"], name="openai_server")
-    base_url = server.wait_for(lambda: server.log.partition("\n")[0], "the fake OpenAI server said its URL")
+    base_url = start_provider(stage, "openai_server", "--delay", "0.01").base_url
     return Subject("chatgpt", ["chatgpt", "--base_url", base_url, "--api_key", "sk-test", "--model", "fake-1"])
 
 
 def _geminipro(stage: Stage) -> Subject:
-    argv = [sys.executable, str(REPOSITORY / "tests" / "fakes" / "gemini_server.py"), "--port", str(stage.port())]
-    server = stage.process([*argv, "--delay", "0.01"], name="gemini_server")
-    base_url = server.wait_for(lambda: server.log.partition("\n")[0], "the fake Gemini server said its URL")
+    base_url = start_provider(stage, "gemini_server", "--delay", "0.01").base_url
     return Subject("geminipro", ["geminipro", "--base_url", base_url, "--api_key", "test-key"])
 
 

@@ -36,10 +36,12 @@ _TYPES = {401: "invalid_request_error", 429: "requests", 500: "server_error", 50
 
 @dataclass(frozen=True)
 class Script:
-    """What the field `fake` of a request may ask for. Counts are of events that carry content."""
+    """What the field `fake` of a request may ask for. Counts are of events that carry content; an answer in one piece
+    breaks off in its middle, whatever they are."""
 
     text: str | None = None  # the answer, else the last user message
     pieces: list[str] | None = None  # the answer, cut as given
+    times: int = 1  # how often the pieces come
     reasoning: str = ""  # sent first, as `reasoning_content`
     tool_calls: list[dict[str, str]] = field(default_factory=list)  # {"id", "name", "arguments"} instead of text
     extra: dict[str, Any] = field(default_factory=dict)  # vendor fields added to every chunk
@@ -192,9 +194,28 @@ class Connection:
         if body.get("stream") and not script.whole:
             await self._stream(answer, script, record)
         else:
-            delay = self._server.delay if script.delay_s is None else script.delay_s
-            await asyncio.sleep(delay * len(answer.pieces))
+            await self._whole(answer, script, record)
+
+    async def _whole(self, answer: Answer, script: Script, record: Record) -> None:
+        """The answer in one piece; what is scripted to break off does so in the middle of it."""
+        delay = self._server.delay if script.delay_s is None else script.delay_s
+        await asyncio.sleep(delay * len(answer.pieces))
+        if script.error_after is not None:
+            await self._json(200, ApiError(500, script.message, script.code).body())
+            return
+        if (script.reset_after, script.eof_after, script.silent_after) == (None, None, None):
             await self._json(200, answer.whole())
+            return
+        body = json.dumps(answer.whole(), ensure_ascii=False).encode()
+        self._head(200, {"content-type": "application/json", "content-length": str(len(body))})
+        self._writer.write(body[: len(body) // 2])
+        await self._writer.drain()
+        if script.silent_after is not None:
+            await asyncio.sleep(3600)
+        if script.reset_after is not None:
+            record.outcome = "reset"
+            self.reset()
+        self._writer.close()
 
     async def _stream(self, answer: Answer, script: Script, record: Record) -> None:
         self._head(200, {"content-type": "text/event-stream; charset=utf-8", "transfer-encoding": "chunked"})
@@ -262,6 +283,7 @@ class Answer:
         self._choices = range(body.get("n") or 1)
         text = script.text if script.text is not None else _last_text(body)
         pieces = script.pieces if script.pieces is not None else _PIECE.findall(text)
+        pieces = pieces * script.times
         self.pieces, self._finish = _limit(pieces, body)
         if script.tool_calls:
             self.pieces, self._finish = [], "tool_calls"
@@ -314,6 +336,8 @@ class Answer:
             choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": self._finish}
             if self._chat:
                 message: dict[str, Any] = {"role": "assistant", "content": text}
+                if self._script.reasoning:
+                    message["reasoning_content"] = self._script.reasoning
                 if self._script.tool_calls:
                     message |= {"content": None, "tool_calls": [_call(call) for call in self._script.tool_calls]}
                 choice["message"] = message

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from calls import chat, chat_text, fetch, stream_chat
 from processes import REPOSITORY, Kernel, Stage, until
+from providers import start_provider
 
 LITELLM = REPOSITORY / ".venv-litellm" / "bin" / "litellm"
 CHINESE = "請說一個關於海的故事🌊，謝謝👩‍👩‍👧！"
@@ -26,9 +25,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def kernel(shared_stage: Stage, shared_kernel: Kernel) -> Kernel:
-    program = REPOSITORY / "tests" / "fakes" / "openai_server.py"
-    fake = shared_stage.process([sys.executable, str(program), "--port", str(shared_stage.port())], name="fake")
-    base_url = fake.wait_for(lambda: fake.log.partition("\n")[0], "it said its URL")
+    base_url = start_provider(shared_stage, "openai_server").base_url
     config = shared_stage.folder / "litellm.yaml"
     config.write_text(CONFIG.format(base_url=base_url))
     port = shared_stage.port()

@@ -5,55 +5,28 @@ breaks.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from calls import Answer, Stream, chat, chat_text, fetch, old_abort, old_chat, open_chat, stream_chat
-from processes import REPOSITORY, Executor, Kernel, Process, Stage, until
+from calls import Answer, Stream, chat, chat_text, old_abort, old_chat, open_chat, stream_chat
+from processes import Executor, Kernel, Stage, until
+from providers import Provider, start_provider
 
-FAKE_SERVER = REPOSITORY / "tests" / "fakes" / "openai_server.py"
 KEY = "sk-canary-7f3a9c51"
 OWN_KEY = "sk-own-canary-22b1"
 CHINESE = "請說一個關於海的故事🌊，謝謝👩‍👩‍👧！"
 
 
-@dataclass(frozen=True)
-class FakeOpenAI:
-    process: Process
-    base_url: str
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        """What it was sent, oldest first."""
-        return fetch(self.base_url.removesuffix("/v1") + "/recorded").json()
-
-    @property
-    def chats(self) -> list[dict[str, Any]]:
-        return [record for record in self.records if record["path"].endswith("/chat/completions")]
-
-    @property
-    def last(self) -> dict[str, Any]:
-        return self.chats[-1]
-
-
-def start_fake(stage: Stage, *flags: str) -> FakeOpenAI:
-    argv = [sys.executable, str(FAKE_SERVER), "--port", str(stage.port()), *flags]
-    process = stage.process(argv, name="openai_server")
-    return FakeOpenAI(process, process.wait_for(lambda: process.log.partition("\n")[0], "it said its URL"))
+@pytest.fixture(scope="module")
+def openai(shared_stage: Stage) -> Provider:
+    return start_provider(shared_stage, "openai_server", "--model", "gpt-fake")
 
 
 @pytest.fixture(scope="module")
-def openai(shared_stage: Stage) -> FakeOpenAI:
-    return start_fake(shared_stage, "--model", "gpt-fake")
-
-
-@pytest.fixture(scope="module")
-def executor(shared_stage: Stage, shared_kernel: Kernel, openai: FakeOpenAI) -> Executor:
+def executor(shared_stage: Stage, shared_kernel: Kernel, openai: Provider) -> Executor:
     return shared_stage.executor(
         "chatgpt", "--base_url", openai.base_url, "--api_key", KEY, "--model", "gpt-fake", "--log", "debug",
         kernel=shared_kernel,
@@ -79,14 +52,12 @@ def test_text_comes_back_byte_for_byte_streamed_or_not(url: str) -> None:
         assert stream.text() == CHINESE
 
 
-def test_only_what_the_client_set_is_sent_and_under_the_operators_model(url: str, openai: FakeOpenAI) -> None:
+def test_only_what_the_client_set_is_sent_and_under_the_operators_model(url: str, openai: Provider) -> None:
     chat_text(url, "chatgpt", "hi", temperature=0.25)
     assert openai.last["body"] == {
         "model": "gpt-fake",
         "messages": [{"role": "user", "content": "hi"}],
         "temperature": 0.25,
-        "stream": True,
-        "stream_options": {"include_usage": True},
     }
     assert openai.last["headers"]["authorization"] == f"Bearer {KEY}"
 
@@ -105,7 +76,7 @@ def test_a_finish_reason_arrives(url: str) -> None:
     assert filtered["choices"][0]["finish_reason"] == "content_filter"
 
 
-def test_tools_go_up_and_tool_calls_come_back(url: str, openai: FakeOpenAI) -> None:
+def test_tools_go_up_and_tool_calls_come_back(url: str, openai: Provider) -> None:
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
     calls = [{"id": "call_1", "name": "weather", "arguments": '{"city": "臺北"}'}]
     answer = chat(url, "chatgpt", "weather?", tools=tools, tool_choice="auto", fake={"tool_calls": calls}).json()
@@ -119,7 +90,7 @@ def test_tools_go_up_and_tool_calls_come_back(url: str, openai: FakeOpenAI) -> N
     ]
 
 
-def test_images_reasoning_and_fields_that_nobody_knows_pass_both_ways(url: str, openai: FakeOpenAI) -> None:
+def test_images_reasoning_and_fields_that_nobody_knows_pass_both_ways(url: str, openai: Provider) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo=", "detail": "low"}}
     messages = [{"role": "user", "content": [{"type": "text", "text": "what?"}, image]}]
     fake = {"text": "a cat", "reasoning": "I look closely", "extra": {"system_fingerprint": "fp_1"}}
@@ -138,7 +109,7 @@ def test_several_answers_at_once_are_kept_apart(url: str) -> None:
     ]
 
 
-def test_the_old_wire_reaches_it_with_its_modelfile(url: str, openai: FakeOpenAI) -> None:
+def test_the_old_wire_reaches_it_with_its_modelfile(url: str, openai: Provider) -> None:
     modelfile = '[{"name": "system", "args": "be a cat"}, {"name": "parameter", "args": "llm_temperature 0.75"}]'
     with old_chat(url, "chatgpt", CHINESE, modelfile=modelfile) as stream:
         assert stream.read().decode() == CHINESE
@@ -150,7 +121,7 @@ def test_the_old_wire_reaches_it_with_its_modelfile(url: str, openai: FakeOpenAI
     assert not [name for name in openai.last["body"] if name.startswith("kuwa")]
 
 
-def test_old_turns_are_cut_to_the_context_window_and_the_client_is_told(stage: Stage, openai: FakeOpenAI) -> None:
+def test_old_turns_are_cut_to_the_context_window_and_the_client_is_told(stage: Stage, openai: Provider) -> None:
     kernel = stage.kernel()
     flags = ["--base_url", openai.base_url, "--api_key", KEY, "--model", "gpt-fake", "--context_window", "600"]
     stage.executor("chatgpt", *flags, kernel=kernel)
@@ -173,7 +144,7 @@ def test_old_turns_are_cut_to_the_context_window_and_the_client_is_told(stage: S
 # ---- keys ---------------------------------------------------------------------------------------------------
 
 
-def test_a_users_own_key_goes_before_the_operators(url: str, openai: FakeOpenAI) -> None:
+def test_a_users_own_key_goes_before_the_operators(url: str, openai: Provider) -> None:
     chat(url, "chatgpt", "hi", {"x-kuwa-provider-key": OWN_KEY})
     assert openai.last["headers"]["authorization"] == f"Bearer {OWN_KEY}"
     with old_chat(url, "chatgpt", "hi", openai_token=OWN_KEY) as stream:
@@ -181,12 +152,12 @@ def test_a_users_own_key_goes_before_the_operators(url: str, openai: FakeOpenAI)
     assert openai.last["headers"]["authorization"] == f"Bearer {OWN_KEY}"
 
 
-def test_a_clients_bearer_token_is_for_kuwa_and_not_for_the_provider(url: str, openai: FakeOpenAI) -> None:
+def test_a_clients_bearer_token_is_for_kuwa_and_not_for_the_provider(url: str, openai: Provider) -> None:
     chat(url, "chatgpt", "hi", {"authorization": "Bearer kuwa-user-key"})
     assert openai.last["headers"]["authorization"] == f"Bearer {KEY}"
 
 
-def test_without_a_key_it_starts_says_so_and_answers_401(stage: Stage, openai: FakeOpenAI) -> None:
+def test_without_a_key_it_starts_says_so_and_answers_401(stage: Stage, openai: Provider) -> None:
     keyless = stage.executor("chatgpt", "--base_url", openai.base_url, kernel=None, OPENAI_API_KEY="")
     assert "--api_key" in keyless.process.log
     refused = chat(keyless.url, "chatgpt", "hi")
@@ -197,7 +168,7 @@ def test_without_a_key_it_starts_says_so_and_answers_401(stage: Stage, openai: F
 
 
 def test_the_key_of_the_environment_is_used_and_a_users_own_can_be_forbidden(stage: Stage) -> None:
-    openai = start_fake(stage, "--api_key", KEY)
+    openai = start_provider(stage, "openai_server", "--api_key", KEY)
     strict = stage.executor(
         "chatgpt", "--base_url", openai.base_url, "--no_override_api_key", kernel=None, OPENAI_API_KEY=KEY
     )
@@ -205,7 +176,7 @@ def test_the_key_of_the_environment_is_used_and_a_users_own_can_be_forbidden(sta
 
 
 def test_a_key_that_the_provider_refuses_is_an_error_without_the_key(stage: Stage) -> None:
-    openai = start_fake(stage, "--api_key", "another")
+    openai = start_provider(stage, "openai_server", "--api_key", "another")
     executor = stage.executor("chatgpt", "--base_url", openai.base_url, "--api_key", KEY, kernel=None)
     refused = chat(executor.url, "chatgpt", "hi")
     assert (refused.status, refused.error["code"]) == (401, "invalid_api_key")
@@ -269,7 +240,7 @@ def test_a_stream_that_breaks_in_the_middle_ends_with_an_error_event(
     assert last["error"]["code"] == code
 
 
-def test_a_model_that_the_provider_does_not_have_is_named(stage: Stage, openai: FakeOpenAI) -> None:
+def test_a_model_that_the_provider_does_not_have_is_named(stage: Stage, openai: Provider) -> None:
     wrong = stage.executor(
         "chatgpt", "--base_url", openai.base_url, "--api_key", KEY, "--model", "gpt-none", kernel=None
     )
@@ -308,19 +279,36 @@ def waiting(url: str) -> Stream:
 
 @pytest.mark.parametrize("start", [streaming, thinking, waiting])
 def test_a_client_that_goes_away_ends_the_providers_work(
-    url: str, openai: FakeOpenAI, start: Callable[[str], Stream]
+    url: str, openai: Provider, start: Callable[[str], Stream]
 ) -> None:
-    before = len(openai.chats)
+    before = len(openai.asked)
     stream = start(url)
-    until(lambda: len(openai.chats) > before, "the provider was asked")
+    until(lambda: len(openai.asked) > before, "the provider was asked")
     stream.close()
     until(lambda: openai.last["outcome"] == "client_gone", "the provider saw the client go")
     assert time.monotonic() - stream.closed_at < 0.5
 
 
+def test_a_client_that_reads_slowly_slows_the_provider_down_and_gets_everything(stage: Stage) -> None:
+    openai = start_provider(stage, "openai_server")
+    executor = stage.executor("chatgpt", "--base_url", openai.base_url, "--api_key", KEY, kernel=None)
+    piece, count = "x" * 65_536, 800
+    sent = [-1]
+
+    def stands_still() -> bool:
+        sent.append(openai.last["events"] if openai.asked else 0)
+        time.sleep(0.2)
+        return sent[-1] == sent[-2] > 0
+
+    with stream_chat(executor.url, "chatgpt", "", fake={"pieces": [piece], "times": count}) as stream:
+        until(stands_still, "the provider waits")
+        assert sent[-1] < count
+        assert len(stream.text()) == count * len(piece)
+
+
 def test_an_abort_of_the_old_wire_ends_the_providers_work(stage: Stage) -> None:
     kernel = stage.kernel()
-    openai = start_fake(stage, "--delay", "0.02")
+    openai = start_provider(stage, "openai_server", "--delay", "0.02")
     stage.executor("chatgpt", "--base_url", openai.base_url, "--api_key", KEY, kernel=kernel)
     with old_chat(kernel.url, "chatgpt", "word " * 1000, history_id="-31", user_id="9") as stream:
         assert next(stream.pieces())
@@ -352,7 +340,7 @@ def test_a_base_url_that_is_none_ends_the_start(stage: Stage) -> None:
     assert "--base_url" in log
 
 
-def test_generation_options_are_taken_from_file_and_command_line(stage: Stage, openai: FakeOpenAI) -> None:
+def test_generation_options_are_taken_from_file_and_command_line(stage: Stage, openai: Provider) -> None:
     config = stage.folder / "generation.json"
     config.write_text('{"temperature": 0.1, "top_p": 0.2, "seed": 3}')
     executor = stage.executor(

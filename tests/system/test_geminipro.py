@@ -4,44 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from calls import Answer, Stream, chat, chat_text, fetch, old_chat, open_chat, post_json, stream_chat
-from processes import REPOSITORY, Executor, Kernel, Process, Stage, until
+from calls import Answer, Stream, chat, chat_text, old_chat, open_chat, post_json, stream_chat
+from processes import Executor, Kernel, Stage, until
+from providers import Provider, start_provider
 
 pytest.importorskip("google.genai")
 
-FAKE_SERVER = REPOSITORY / "tests" / "fakes" / "gemini_server.py"
 KEY = "AIza-canary-91d2e8"
 OWN_KEY = "AIza-own-canary-77"
 CHINESE = "請說一個關於海的故事🌊，謝謝👩‍👩‍👧！"
 CODE = "gemini-pro"
-
-
-@dataclass(frozen=True)
-class FakeGemini:
-    process: Process
-    base_url: str
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        return fetch(self.base_url + "/recorded").json()
-
-    @property
-    def last(self) -> dict[str, Any]:
-        return self.records[-1]
-
-
-def start_fake(stage: Stage, *flags: str) -> FakeGemini:
-    argv = [sys.executable, str(FAKE_SERVER), "--port", str(stage.port()), *flags]
-    process = stage.process(argv, name="gemini_server")
-    return FakeGemini(process, process.wait_for(lambda: process.log.partition("\n")[0], "it said its URL"))
 
 
 def scripted(**fake: Any) -> str:
@@ -49,12 +27,12 @@ def scripted(**fake: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def gemini(shared_stage: Stage) -> FakeGemini:
-    return start_fake(shared_stage)
+def gemini(shared_stage: Stage) -> Provider:
+    return start_provider(shared_stage, "gemini_server")
 
 
 @pytest.fixture(scope="module")
-def executor(shared_stage: Stage, shared_kernel: Kernel, gemini: FakeGemini) -> Executor:
+def executor(shared_stage: Stage, shared_kernel: Kernel, gemini: Provider) -> Executor:
     return shared_stage.executor(
         "geminipro", "--base_url", gemini.base_url, "--api_key", KEY, "--log", "debug", kernel=shared_kernel
     )
@@ -76,7 +54,7 @@ def test_text_comes_back_byte_for_byte_streamed_or_not(url: str) -> None:
         assert stream.text() == CHINESE
 
 
-def test_only_what_the_client_set_is_sent_with_the_operators_key(url: str, gemini: FakeGemini) -> None:
+def test_only_what_the_client_set_is_sent_with_the_operators_key(url: str, gemini: Provider) -> None:
     chat_text(url, CODE, "hi", temperature=0.25, stop=["x"])
     assert gemini.last["body"] == {
         "contents": [{"role": "user", "parts": [{"text": "hi"}]}],
@@ -86,7 +64,7 @@ def test_only_what_the_client_set_is_sent_with_the_operators_key(url: str, gemin
     assert gemini.last["headers"]["x-goog-api-key"] == KEY
 
 
-def test_the_old_wire_reaches_it_with_its_modelfile_and_its_token(url: str, gemini: FakeGemini) -> None:
+def test_the_old_wire_reaches_it_with_its_modelfile_and_its_token(url: str, gemini: Provider) -> None:
     modelfile = '[{"name": "system", "args": "be a cat"}, {"name": "parameter", "args": "llm_temperature 0.75"}]'
     with old_chat(url, CODE, CHINESE, modelfile=modelfile, google_token=OWN_KEY) as stream:
         assert stream.read().decode() == CHINESE
@@ -103,7 +81,7 @@ def test_thoughts_are_reasoning_and_are_counted(url: str) -> None:
     assert "estimated" not in answer["usage"]
 
 
-def test_tools_go_up_and_tool_calls_come_back_with_their_signature(url: str, gemini: FakeGemini) -> None:
+def test_tools_go_up_and_tool_calls_come_back_with_their_signature(url: str, gemini: Provider) -> None:
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
     signature = base64.b64encode(b"thought").decode()
     text = scripted(calls=[{"name": "weather", "args": {"city": "臺北"}}], signature=signature)
@@ -123,7 +101,7 @@ def test_tools_go_up_and_tool_calls_come_back_with_their_signature(url: str, gem
     assert user["parts"][0]["functionResponse"] == {"name": "weather", "response": {"result": 30}}
 
 
-def test_images_and_structured_output_go_up(url: str, gemini: FakeGemini) -> None:
+def test_images_and_structured_output_go_up(url: str, gemini: Provider) -> None:
     data = base64.b64encode(b"\x89PNG").decode()
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
     messages = [{"role": "user", "content": [{"type": "text", "text": "what?"}, image]}]
@@ -155,7 +133,7 @@ def test_finish_reasons_are_openais(url: str, finish: str, expected: str) -> Non
     assert chat(url, CODE, scripted(text="x", finish=finish)).json()["choices"][0]["finish_reason"] == expected
 
 
-def test_embeddings_are_made_in_one_call(url: str, gemini: FakeGemini) -> None:
+def test_embeddings_are_made_in_one_call(url: str, gemini: Provider) -> None:
     body = {"model": CODE, "input": ["a", "海"], "dimensions": 8}
     answer = post_json(url + "/v1/embeddings", body).json()
     assert [len(entry["embedding"]) for entry in answer["data"]] == [8, 8]
@@ -163,7 +141,7 @@ def test_embeddings_are_made_in_one_call(url: str, gemini: FakeGemini) -> None:
     assert gemini.last["path"].endswith(":batchEmbedContents")
 
 
-def test_a_prompt_above_the_limit_is_counted_by_gemini_and_cut_or_refused(stage: Stage, gemini: FakeGemini) -> None:
+def test_a_prompt_above_the_limit_is_counted_by_gemini_and_cut_or_refused(stage: Stage, gemini: Provider) -> None:
     kernel = stage.kernel()
     stage.executor("geminipro", "--base_url", gemini.base_url, "--api_key", KEY, "--limit", "100", kernel=kernel)
     refused = chat(kernel.url, CODE, "word " * 200)
@@ -226,7 +204,7 @@ def test_a_stream_that_breaks_in_the_middle_ends_with_an_error_event(executor: E
 
 
 def test_a_key_that_google_refuses_is_an_error_without_the_key(stage: Stage) -> None:
-    gemini = start_fake(stage, "--api_key", "another")
+    gemini = start_provider(stage, "gemini_server", "--api_key", "another")
     executor = stage.executor("geminipro", "--base_url", gemini.base_url, "--api_key", KEY, kernel=None)
     refused = chat(executor.url, CODE, "hi")
     assert (refused.status, refused.error["code"]) == (401, "invalid_api_key")
@@ -235,13 +213,13 @@ def test_a_key_that_google_refuses_is_an_error_without_the_key(stage: Stage) -> 
 
 
 @pytest.mark.parametrize("variable", ["GEMINI_API_KEY", "GOOGLE_API_KEY"])
-def test_the_key_of_the_environment_is_used(stage: Stage, gemini: FakeGemini, variable: str) -> None:
+def test_the_key_of_the_environment_is_used(stage: Stage, gemini: Provider, variable: str) -> None:
     executor = stage.executor("geminipro", "--base_url", gemini.base_url, kernel=None, **{variable: KEY})
     assert chat_text(executor.url, CODE, "hi") == "hi"
     assert gemini.last["headers"]["x-goog-api-key"] == KEY
 
 
-def test_without_a_key_it_starts_says_so_and_answers_401(stage: Stage, gemini: FakeGemini) -> None:
+def test_without_a_key_it_starts_says_so_and_answers_401(stage: Stage, gemini: Provider) -> None:
     keyless = stage.executor("geminipro", "--base_url", gemini.base_url, kernel=None)
     assert "GEMINI_API_KEY" in keyless.process.log
     refused = chat(keyless.url, CODE, "hi")
@@ -258,7 +236,7 @@ def test_a_server_that_is_not_there_is_named(stage: Stage) -> None:
     assert nowhere in refused.error["message"]
 
 
-def test_a_silent_server_is_given_up(stage: Stage, gemini: FakeGemini) -> None:
+def test_a_silent_server_is_given_up(stage: Stage, gemini: Provider) -> None:
     executor = stage.executor(
         "geminipro", "--base_url", gemini.base_url, "--api_key", KEY, "--timeout", "0.5", kernel=None
     )
@@ -296,12 +274,10 @@ def waiting(url: str) -> Stream:
 
 
 @pytest.mark.parametrize("start", [streaming, thinking, waiting])
-def test_a_client_that_goes_away_ends_geminis_work(
-    url: str, gemini: FakeGemini, start: Callable[[str], Stream]
-) -> None:
-    before = len(gemini.records)
+def test_a_client_that_goes_away_ends_geminis_work(url: str, gemini: Provider, start: Callable[[str], Stream]) -> None:
+    before = len(gemini.asked)
     stream = start(url)
-    until(lambda: len(gemini.records) > before, "Gemini was asked")
+    until(lambda: len(gemini.asked) > before, "Gemini was asked")
     stream.close()
     until(lambda: gemini.last["outcome"] == "client_gone", "Gemini saw the client go")
     assert time.monotonic() - stream.closed_at < 0.5

@@ -11,12 +11,12 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from calls import chat_text, fetch, old_abort, old_chat, stream_chat
+from calls import chat_text, old_abort, old_chat, stream_chat
 from processes import REPOSITORY, Kernel, Process, Stage, until
+from providers import start_provider
 
 PAGES = REPOSITORY / "docs" / "howto"
 CHINESE = "請說一個關於海的故事🌊，謝謝👩‍👩‍👧！"
@@ -63,13 +63,6 @@ RECIPES = [
 ]
 
 
-def start_fake(stage: Stage, name: str, *flags: str) -> tuple[Process, str]:
-    argv = [sys.executable, str(REPOSITORY / "tests" / "fakes" / f"{name}.py"), "--port", str(stage.port()), *flags]
-    process = stage.process(argv, name=name)
-    url = process.wait_for(lambda: process.log.partition("\n")[0], "it said its URL")
-    return process, url.removesuffix("/v1")
-
-
 def run_in_bash(stage: Stage, kernel: Kernel, command: str) -> Process:
     """Run a block from a file, as somebody does who pasted it; the environment names the kernel."""
     script = stage.folder / "block.sh"
@@ -91,38 +84,34 @@ def test_a_recipe_registers_chats_and_aborts_as_it_stands(stage: Stage, recipe: 
     kernel = stage.kernel()
     gemini = "geminipro" in recipe.command
     models = [flag for model in recipe.models for flag in ("--model", model)]
-    _, origin = start_fake(stage, "gemini_server" if gemini else "openai_server", *models)
-    shell = run_in_bash(stage, kernel, recipe.at(origin))
+    provider = start_provider(stage, "gemini_server" if gemini else "openai_server", *models)
+    shell = run_in_bash(stage, kernel, recipe.at(provider.origin))
     for code, model in zip(recipe.codes, recipe.models or ["gemini-flash-latest"], strict=True):
         shell.wait_for(lambda code=code: kernel.ready(code), "the kernel saw the executor ready")
         assert chat_text(kernel.url, code, CHINESE) == CHINESE
-        last = asked(origin)[-1]
+        last = provider.last
         assert last["body"].get("model", model) == model
         slow = {"messages": [{"role": "user", "content": json.dumps(SLOW)}]} if gemini else SLOW
         with stream_chat(kernel.url, code, "count", **slow) as stream:
             stream.first_text()
-        until(lambda: asked(origin)[-1]["outcome"] == "client_gone", "the provider saw the client go")
+        until(lambda: provider.last["outcome"] == "client_gone", "the provider saw the client go")
     end(shell)
-
-
-def asked(origin: str) -> list[dict[str, Any]]:
-    return [record for record in fetch(origin + "/recorded").json() if record["method"] == "POST"]
 
 
 def test_taides_system_prompt_arrives_byte_for_byte(stage: Stage) -> None:
     kernel = stage.kernel()
     (recipe,) = [each for each in RECIPES if each.page == "taide"]
-    _, origin = start_fake(stage, "openai_server", "--delay", "0.02")
-    shell = run_in_bash(stage, kernel, recipe.at(origin))
+    provider = start_provider(stage, "openai_server", "--delay", "0.02")
+    shell = run_in_bash(stage, kernel, recipe.at(provider.origin))
     shell.wait_for(lambda: kernel.ready("taide-api"), "the kernel saw the executor ready")
     with old_chat(kernel.url, "taide-api", "字 " * 500, history_id="-31", user_id="9") as stream:
         assert next(stream.pieces())
         assert old_abort(kernel.url, -31, user_id="9").status == 200
         stream.read()
-    last = asked(origin)[-1]
+    last = provider.last
     assert last["path"] == "/api/v1/chat/completions"
     assert last["body"]["messages"][0] == {"role": "system", "content": TAIDE_PROMPT}
-    until(lambda: asked(origin)[-1]["outcome"] == "client_gone", "the provider saw the client go")
+    until(lambda: provider.last["outcome"] == "client_gone", "the provider saw the client go")
     end(shell)
 
 

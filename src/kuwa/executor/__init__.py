@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kuwa.executor.base import LLMExecutor, NotBuiltYet, SetupFailed
-    from kuwa.executor.chunks import Chunk, Finish, Progress, RawEvent, RawEvents, Reasoning, Text, ToolCallDelta, Usage
+    from kuwa.executor.chunks import (
+        Chunk,
+        Finish,
+        Progress,
+        RawAnswer,
+        RawEvent,
+        RawStream,
+        Reasoning,
+        Text,
+        ToolCallDelta,
+        Usage,
+    )
     from kuwa.executor.modelfile import Modelfile
     from kuwa.executor.request import Embeddings, EmbedRequest, Ranking, Request, RerankRequest
 
@@ -26,8 +37,9 @@ __all__ = [
     "NotBuiltYet",
     "Progress",
     "Ranking",
+    "RawAnswer",
     "RawEvent",
-    "RawEvents",
+    "RawStream",
     "Reasoning",
     "Request",
     "RerankRequest",
@@ -39,7 +51,10 @@ __all__ = [
 
 _HOMES = {
     "base": ("LLMExecutor", "NotBuiltYet", "SetupFailed"),
-    "chunks": ("Chunk", "Finish", "Progress", "RawEvent", "RawEvents", "Reasoning", "Text", "ToolCallDelta", "Usage"),
+    "chunks": (
+        *("Chunk", "Finish", "Progress", "RawAnswer", "RawEvent", "RawStream"),
+        *("Reasoning", "Text", "ToolCallDelta", "Usage"),
+    ),
     "modelfile": ("Modelfile",),
     "request": ("EmbedRequest", "Embeddings", "Ranking", "Request", "RerankRequest"),
 }

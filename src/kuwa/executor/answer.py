@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import msgspec
 
-from kuwa.executor.chunks import Chunk, Finish, Progress, RawEvent, RawEvents, Reasoning, Text, ToolCallDelta, Usage
+from kuwa.executor.chunks import Chunk, Finish, Progress, RawAnswer, RawEvent, Reasoning, Text, ToolCallDelta, Usage
 from kuwa.executor.intake import include_usage, stop_strings
 from kuwa.executor.prompt import text_of
 from kuwa.executor.request import Request
@@ -62,11 +64,6 @@ class Answer:
         """The bytes to send now; often none. Raises WrongChunk, BadUpstream (a RawEvent that is no event)."""
         if isinstance(chunk, str):
             return self._text(chunk, 0)
-        if isinstance(chunk, RawEvents):
-            datas = chunk.datas
-            return self._raw(datas[0]) if len(datas) == 1 else b"".join(map(self._raw, datas))
-        if isinstance(chunk, RawEvent):
-            return self._raw(chunk.data)
         match chunk:
             case Text(text, choice, ids):
                 self._ids += ids
@@ -83,8 +80,16 @@ class Answer:
                 return b""
             case Progress(done, total):
                 return self._progress(done, total)
+            case RawEvent(data):
+                return self._raw(data)
+            case RawAnswer(data):
+                return self._raw_answer(data)
             case _:
                 raise WrongChunk(f"llm_compute yielded {type(chunk).__name__}; yield str or a chunk of kuwa.executor")
+
+    def take_events(self, datas: list[bytes]) -> bytes:
+        """The bytes to send for the events of a RawStream's read. Raises BadUpstream."""
+        return self._raw(datas[0]) if len(datas) == 1 else b"".join(map(self._raw, datas))
 
     def finish(self) -> bytes:
         """The bytes that end the answer."""
@@ -181,21 +186,18 @@ class Answer:
         return self._delta(call.choice, {"tool_calls": [fields]})
 
     def _raw(self, data: bytes) -> bytes:
-        try:
-            event = _decode(data)
-            if event.get("usage"):
-                self.usage = event["usage"]
-            choices = cast("list[Fields]", event.get("choices") or [])
-            out = b"".join(self._raw_choice(choice) for choice in choices)
-        except (
-            msgspec.MsgspecError,
-            UnicodeError,
-            RecursionError,
-            TypeError,
-            AttributeError,
-            ValueError,
-        ) as error:
-            raise BadUpstream("The model behind this executor sent an event that cannot be read.") from error
+        with _read_as("an event"):
+            return self._event_read(_decode(data))
+
+    def _raw_answer(self, data: bytes) -> bytes:
+        with _read_as("an answer"):
+            return b"".join(map(self._event_read, as_events(_decode(data))))
+
+    def _event_read(self, event: Fields) -> bytes:
+        if event.get("usage"):
+            self.usage = event["usage"]
+        choices = cast("list[Fields]", event.get("choices") or [])
+        out = b"".join(self._raw_choice(choice) for choice in choices)
         self._keep({k: v for k, v in event.items() if k not in _EVENT_FIELDS})
         return out
 
@@ -208,6 +210,36 @@ class Answer:
             return b""
         self._count(str(delta.get("content") or ""))
         return self._emit(choice, delta, beside)
+
+
+@contextmanager
+def _read_as(what: str) -> Generator[None]:
+    try:
+        yield
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError, AttributeError, ValueError) as error:
+        raise BadUpstream(f"The model behind this executor sent {what} that cannot be read.") from error
+
+
+def as_events(whole: Fields) -> list[Fields]:
+    """A whole answer as the events of a stream: one for each choice, and one for the usage."""
+    top = {name: value for name, value in whole.items() if name not in ("choices", "usage")}
+    events: list[Fields] = []
+    for given in cast("list[Fields]", whole.get("choices") or []):
+        choice = dict(given)
+        if "message" in choice:
+            choice["delta"] = _delta_of(choice.pop("message"))
+        events.append({**top, "choices": [choice]})
+    if whole.get("usage"):
+        events.append({**top, "choices": [], "usage": whole["usage"]})
+    return events
+
+
+def _delta_of(message: Fields) -> Fields:
+    """A message as the one delta that makes it. Calls of tools are numbered in streams only."""
+    delta = {name: value for name, value in message.items() if value is not None}
+    if calls := cast("list[Fields]", delta.get("tool_calls")):
+        delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
+    return delta
 
 
 def _split_choice(fields: Fields) -> tuple[int, Fields, Fields]:
@@ -369,6 +401,16 @@ class Whole(Answer):
         self._messages: dict[int, Fields] = {}
         self._beside: dict[int, Fields] = {}
         self._more: Fields = {}
+        self._passed: Fields | None = None
+
+    def _raw_answer(self, data: bytes) -> bytes:
+        with _read_as("an answer"):
+            self._passed = answer = _decode(data)
+            self.usage = answer.get("usage") or self.usage
+            for choice in cast("list[Fields]", answer.get("choices") or []):
+                message = cast("Fields", choice.get("message") or {})
+                self._count(str(message.get("content") or choice.get("text") or ""))
+        return b""
 
     def _keep(self, top: Fields) -> None:
         self._more = {**top, **self._more}
@@ -387,12 +429,13 @@ class Whole(Answer):
 
     def _close(self) -> bytes:
         chat = self.request.kind == "chat"
+        own: Fields = {"id": response_id(self.request), "created": self.created, "model": self.request.access_code}
+        if self._passed is not None:
+            return _encode({**self._passed, **own, "usage": self.counts()})
         indices = sorted(self._texts.keys() | self._messages.keys() | self._reasons.keys() | {0})
         body: Fields = {
-            "id": response_id(self.request),
             "object": "chat.completion" if chat else "text_completion",
-            "created": self.created,
-            "model": self.request.access_code,
+            **own,
             "choices": [self._chat_choice(i) if chat else self._text_choice(i) for i in indices],
             "usage": self.counts(),
             **self._more,

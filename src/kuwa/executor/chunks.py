@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -71,10 +72,27 @@ class RawEvent(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class RawEvents(msgspec.Struct, frozen=True):
-    """Several raw events that came in one read, to be sent on in one write."""
+class RawAnswer(msgspec.Struct, frozen=True):
+    """A whole `chat.completion` (or its like) as JSON, for a request that is not streamed: it is passed on with what
+    a raw event has replaced."""
 
-    datas: list[bytes]
+    data: bytes
 
 
-Chunk = str | Text | Reasoning | ToolCallDelta | Usage | Finish | Progress | RawEvent | RawEvents
+class RawStream:
+    """The raw events of an answer that come by themselves: its source hands them over as they arrive, and no task
+    runs for each. Yield one where a provider's stream is passed on."""
+
+    async def run(self, give: Callable[[list[bytes]], bool]) -> None:
+        """Call `give` with the events of each read, without `[DONE]`, until the answer has ended or `give` says that
+        it has enough. Raises the KuwaError that an answer which breaks off is for the client."""
+        raise NotImplementedError
+
+    def pause(self) -> None:
+        """Hand over nothing more for now: the client reads more slowly. What was read already may still come."""
+
+    def resume(self) -> None:
+        """Go on."""
+
+
+Chunk = str | Text | Reasoning | ToolCallDelta | Usage | Finish | Progress | RawEvent | RawAnswer | RawStream

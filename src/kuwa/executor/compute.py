@@ -38,6 +38,7 @@ class Compute:
         self._compute = executor.llm_compute
         self._abort = executor.abort
         self._positional, self._named = _arguments(executor)
+        self._blocking = inspect.isgeneratorfunction(executor.llm_compute)
         self._abort_takes_request = "request" in inspect.signature(executor.abort).parameters
         self.can_abort = type(executor).abort is not LLMExecutor.abort
 
@@ -45,7 +46,7 @@ class Compute:
         """Begin to compute `request`. Close the iterator to cancel it."""
         args = [_GIVE[name](request) for name in self._positional]
         kwargs = {name: _GIVE[name](request) for name in self._named}
-        if inspect.isgeneratorfunction(self._compute):
+        if self._blocking:
             compute = cast("Callable[..., Iterator[Chunk]]", self._compute)
             return _in_thread(lambda: compute(*args, **kwargs))
         return _as_iterator(self._compute(*args, **kwargs))

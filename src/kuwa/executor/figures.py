@@ -5,86 +5,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, float("inf"))
 _CHARACTERS = (10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000, float("inf"))
 _SPEED = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, float("inf"))
 
 
-class Figures:
-    """All metrics of one executor in a registry of their own. Times are in seconds."""
+class _Histogram:
+    """Counts by bucket. The library's own counter takes a lock for each bucket, sum and count."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * len(bounds)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def family(self, name: str, text: str, label: str, own: str) -> HistogramMetricFamily:
+        buckets: list[tuple[str, float]] = []
+        total = 0
+        for bound, count in zip(self._bounds, self._counts, strict=True):
+            total += count
+            buckets.append(("+Inf" if bound == float("inf") else str(float(bound)), total))
+        family = HistogramMetricFamily(name, text, labels=[label])
+        family.add_metric([own], buckets, self._sum)
+        return family
+
+
+class Figures(Collector):
+    """All metrics of one executor. Times are in seconds. Used from the event loop alone, so nothing is locked."""
 
     def __init__(self, executor_name: str, running: Callable[[], int], waiting: Callable[[], int]) -> None:
-        self._registry = registry = CollectorRegistry()
+        self._name = executor_name
         self._running = running
-        labels, own = ["executor_name"], {"executor_name": executor_name}
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            made = Histogram(f"executor_framework_{name}", text, labels, registry=registry, buckets=buckets)
-            return made.labels(**own)
-
-        self._state = Enum(
-            "executor_framework_state",
-            "Whether requests are being computed.",
-            labels,
-            registry=registry,
-            states=["idle", "busy"],
-        ).labels(**own)
-        self._failed = Counter("executor_framework_failed", "Requests that failed.", labels, registry=registry).labels(
-            **own
-        )
-        self._time = histogram("process_time_seconds", "Time to compute a request.", _SECONDS)
-        self._length = histogram("output_length_charters", "Characters of an answer.", _CHARACTERS)
-        self._speed = histogram("output_throughput_charters_per_second", "Characters per second.", _SPEED)
-        self._add_vllm(executor_name, running, waiting)
-
-    def _add_vllm(self, model: str, running: Callable[[], int], waiting: Callable[[], int]) -> None:
-        labels, own, registry = ["model_name"], {"model_name": model}, self._registry
-        Gauge("vllm:num_requests_running", "Requests being computed.", labels, registry=registry).labels(
-            **own
-        ).set_function(running)
-        Gauge("vllm:num_requests_waiting", "Requests waiting for a slot.", labels, registry=registry).labels(
-            **own
-        ).set_function(waiting)
-        self._first = Histogram(
-            "vllm:time_to_first_token_seconds",
-            "Time to the first piece of an answer.",
-            labels,
-            registry=registry,
-            buckets=_SECONDS,
-        ).labels(**own)
-        self._latency = Histogram(
-            "vllm:e2e_request_latency_seconds", "Time of a request.", labels, registry=registry, buckets=_SECONDS
-        ).labels(**own)
-        self._prompt = Counter("vllm:prompt_tokens", "Prompt tokens.", labels, registry=registry).labels(**own)
-        self._generated = Counter("vllm:generation_tokens", "Generated tokens.", labels, registry=registry).labels(
-            **own
-        )
-        self._success = Counter("vllm:request_success", "Requests that ended well.", labels, registry=registry).labels(
-            **own
-        )
+        self._waiting = waiting
+        self._failed = self._success = self._prompt = self._generated = 0
+        self._seconds, self._first = _Histogram(_SECONDS), _Histogram(_SECONDS)
+        self._length, self._speed = _Histogram(_CHARACTERS), _Histogram(_SPEED)
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
 
     def answered(
         self, *, seconds: float, first_s: float, characters: int, prompt_tokens: int, completion_tokens: int
     ) -> None:
         """A request ended well."""
-        self._time.observe(seconds)
+        self._seconds.observe(seconds)
+        self._first.observe(first_s)
         self._length.observe(characters)
         if seconds > 0:
             self._speed.observe(characters / seconds)
-        self._first.observe(first_s)
-        self._latency.observe(seconds)
-        self._prompt.inc(prompt_tokens)
-        self._generated.inc(completion_tokens)
-        self._success.inc()
+        self._prompt += prompt_tokens
+        self._generated += completion_tokens
+        self._success += 1
 
     def failed(self) -> None:
-        self._failed.inc()
+        self._failed += 1
+
+    def collect(self) -> Iterator[Metric]:
+        """The families that `/metrics` shows, as they stand now."""
+        own = "executor_name"
+        busy = self._running() > 0
+        state = GaugeMetricFamily(
+            "executor_framework_state",
+            "Whether requests are being computed.",
+            labels=[own, "executor_framework_state"],
+        )
+        for name, holds in (("idle", not busy), ("busy", busy)):
+            state.add_metric([self._name, name], float(holds))
+        yield state
+        yield self._counter("executor_framework_failed", "Requests that failed.", own, self._failed)
+        yield self._seconds.family(
+            "executor_framework_process_time_seconds", "Time to compute a request.", own, self._name
+        )
+        yield self._length.family(
+            "executor_framework_output_length_charters", "Characters of an answer.", own, self._name
+        )
+        yield self._speed.family(
+            "executor_framework_output_throughput_charters_per_second", "Characters per second.", own, self._name
+        )
+        yield from self._for_vllm_dashboards()
+
+    def _for_vllm_dashboards(self) -> Iterator[Metric]:
+        own = "model_name"
+        for name, text, value in (
+            ("vllm:num_requests_running", "Requests being computed.", self._running()),
+            ("vllm:num_requests_waiting", "Requests waiting for a slot.", self._waiting()),
+        ):
+            gauge = GaugeMetricFamily(name, text, labels=[own])
+            gauge.add_metric([self._name], value)
+            yield gauge
+        yield self._first.family(
+            "vllm:time_to_first_token_seconds", "Time to the first piece of an answer.", own, self._name
+        )
+        yield self._seconds.family("vllm:e2e_request_latency_seconds", "Time of a request.", own, self._name)
+        yield self._counter("vllm:prompt_tokens", "Prompt tokens.", own, self._prompt)
+        yield self._counter("vllm:generation_tokens", "Generated tokens.", own, self._generated)
+        yield self._counter("vllm:request_success", "Requests that ended well.", own, self._success)
+
+    def _counter(self, name: str, text: str, label: str, value: int) -> CounterMetricFamily:
+        family = CounterMetricFamily(name, text, labels=[label])
+        family.add_metric([self._name], value)
+        return family
 
     def exposition(self) -> bytes:
         """The text that `/metrics` answers with."""
-        self._state.state("busy" if self._running() else "idle")
         return generate_latest(self._registry)

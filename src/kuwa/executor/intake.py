@@ -51,6 +51,9 @@ class _Extension(Struct):
     language: str = ""
 
 
+_NO_EXTENSION = _Extension()
+
+
 class _Sampling(Struct):
     """The fields that both routes share."""
 
@@ -209,16 +212,17 @@ class Intake:
 
     def _request(self, request_id: str, kind: Kind, body: Body, fields: _Sampling, messages: list[Body]) -> Request:
         self._need("n", (fields.n or 1) > 1, "compute several answers at once", "n")
-        extension = fields.kuwa or _Extension()
+        extension = fields.kuwa or _NO_EXTENSION
         modelfile = Modelfile.from_form(extension.form)
-        asked = {k: v for k, v in body.items() if v is not None and k not in _STRUCTURE}
+        asked = {k: v for k, v in body.items() if k not in _STRUCTURE and v is not None}
+        below: Body = modelfile.parameters["llm_"] if modelfile.parameters else {}
         return Request(
             id=request_id,
             access_code=fields.model,
             kind=kind,
             messages=apply_modelfile(messages, modelfile),
             conversation=messages,
-            parameters={**modelfile.parameters["llm_"], **asked},
+            parameters={**below, **asked},
             modelfile=modelfile,
             stream=bool(fields.stream),
             trim_history=self._trim or extension.trim_history,

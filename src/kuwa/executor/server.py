@@ -13,20 +13,20 @@ import struct
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
 from kuwa.executor.answer import Answer, Events, RawText, Whole
 from kuwa.executor.base import LLMExecutor
-from kuwa.executor.chunks import Progress
+from kuwa.executor.chunks import Progress, RawStream
 from kuwa.executor.compute import Compute
 from kuwa.executor.figures import Figures
 from kuwa.executor.intake import Intake
 from kuwa.executor.request import Embeddings, Ranking, Request, RerankRequest
 from kuwa.executor.resumable import announcement
 from kuwa.executor.slots import Slots, full
-from kuwa.http.exchange import Exchange, Handler, HeaderPair
+from kuwa.http.exchange import JSON_LINE, Exchange, Handler
 from kuwa.wire import form as form_wire
 from kuwa.wire import resume
 from kuwa.wire.errors import (
@@ -57,9 +57,8 @@ ABORT_TIMEOUT_S = 5.0
 # refuses a request should have done so before.
 PROGRESS_S = 2.0
 
-_EVENT_STREAM: HeaderPair = (b"content-type", b"text/event-stream; charset=utf-8")
-_JSON: HeaderPair = (b"content-type", b"application/json")
-_NO_CACHE: HeaderPair = (b"cache-control", b"no-cache")
+_EVENT_STREAM = b"content-type: text/event-stream; charset=utf-8\r\n"
+_NO_CACHE = b"cache-control: no-cache\r\n"
 
 log = logging.getLogger("kuwa.executor")
 
@@ -308,6 +307,7 @@ class Job:
         self._task: asyncio.Task[None] | None = None
         self._abort: asyncio.Task[Any] | None = None
         self._computing = False
+        self._began = self._first = 0.0
         self._told = False
         self._from_kernel = exchange.headers.get(b"x-kuwa-request-id") is not None
 
@@ -403,46 +403,79 @@ class Job:
     async def compute(self, answer: Answer, request: Request) -> None:
         """Compute `request` and send what comes. The loop over the chunks is the executor's hot path."""
         self.request, self._answer = request, answer
-        loop = asyncio.get_running_loop()
-        exchange, server, streamed = self.exchange, self.server, not isinstance(answer, Whole)
-        began = yielded = told = loop.time()
-        first = 0.0
-        chunks = server.compute.open(request)
+        time_now = asyncio.get_running_loop().time
+        exchange = self.exchange
+        self._began = yielded = told = time_now()
+        chunks = self.server.compute.open(request)
         try:
             async for chunk in chunks:
-                if type(chunk) is Progress:
-                    if loop.time() - told < PROGRESS_S:
+                if isinstance(chunk, RawStream):
+                    await self._pass_on(chunk, answer)
+                elif type(chunk) is Progress:
+                    if time_now() - told < PROGRESS_S:
                         continue
-                    told = loop.time()
-                data = answer.take(chunk)
-                if self.cancelled:
-                    raise asyncio.CancelledError
-                server.chunks += 1
-                if not first and type(chunk) is not Progress:
-                    first = loop.time()
-                if data:
-                    if not exchange.started:
-                        exchange.start(200, self._headers(request))
-                        data = self.opening + data
-                    exchange.write(data)
+                    told = time_now()
+                    self._write(answer.take(chunk))
+                else:
+                    self._send(answer.take(chunk))
+                if exchange.connection.congested:
                     await exchange.drain()
                 if answer.cut:
                     break
-                now = loop.time()
-                if now - yielded > YIELD_S:
+                if time_now() - yielded > YIELD_S:
                     await asyncio.sleep(0)
-                    yielded = now
+                    yielded = time_now()
         finally:
             close = getattr(chunks, "aclose", None)
             if close is not None:
                 await close()
-        if streamed:
-            self._finish_stream(answer, request)
-        else:
+        if isinstance(answer, Whole):
             self._told = not exchange.gone
             exchange.respond(200, answer.finish(), self._headers(request))
-        ended = loop.time()
-        self._report(answer, ended - began, (first or ended) - began)
+        else:
+            self._finish_stream(answer, request)
+        self._report(answer, time_now())
+
+    def _send(self, data: bytes) -> None:
+        """Send what a chunk has become."""
+        if self.cancelled:
+            raise asyncio.CancelledError
+        self.server.chunks += 1
+        if not self._first:
+            self._first = asyncio.get_running_loop().time()
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        if data:
+            exchange = self.exchange
+            if not exchange.started:
+                exchange.start(200, self._headers(cast("Request", self.request)))
+                data = self.opening + data
+            exchange.write(data)
+
+    async def _pass_on(self, stream: RawStream, answer: Answer) -> None:
+        """Send a stream's events as they are handed over: no task runs in between."""
+        exchange = self.exchange
+        failure: BaseException | None = None
+
+        def give(datas: list[bytes]) -> bool:
+            nonlocal failure
+            try:
+                self._send(answer.take_events(datas))
+            except BaseException as error:  # noqa: BLE001 - it is raised again, in the request's task
+                failure = error
+                return True
+            if exchange.connection.congested:
+                stream.pause()
+            return answer.cut
+
+        exchange.source = stream
+        try:
+            await stream.run(give)
+        finally:
+            exchange.source = None
+        if failure is not None:
+            raise failure
 
     def _finish_stream(self, answer: Answer, request: Request) -> None:
         exchange = self.exchange
@@ -452,12 +485,13 @@ class Job:
         exchange.write(answer.finish())
         exchange.end()
 
-    def _report(self, answer: Answer, seconds: float, first_s: float) -> None:
+    def _report(self, answer: Answer, now: float) -> None:
         counts = answer.counts()
+        seconds = now - self._began
         if self.server.figures is not None:
             self.server.figures.answered(
                 seconds=seconds,
-                first_s=first_s,
+                first_s=(self._first or now) - self._began,
                 characters=answer.characters,
                 prompt_tokens=int(counts.get("prompt_tokens") or 0),
                 completion_tokens=int(counts.get("completion_tokens") or 0),
@@ -466,22 +500,22 @@ class Job:
 
     def respond(self, body: bytes) -> None:
         """Answer with a whole JSON body."""
-        self.exchange.respond(200, body, [_JSON, *self._id_headers()])
+        self.exchange.respond(200, body, JSON_LINE + self._id_headers())
 
-    def _headers(self, request: Request) -> list[HeaderPair]:
-        headers = [_EVENT_STREAM, _NO_CACHE] if request.stream else [_JSON]
+    def _headers(self, request: Request) -> bytes:
+        headers = _EVENT_STREAM + _NO_CACHE if request.stream else JSON_LINE
         headers += self._id_headers()
         if request.trimmed_messages:
-            headers.append((b"x-kuwa-trimmed-messages", b"%d" % request.trimmed_messages))
+            headers += b"x-kuwa-trimmed-messages: %d\r\n" % request.trimmed_messages
         return headers
 
-    def _id_headers(self) -> list[HeaderPair]:
+    def _id_headers(self) -> bytes:
         if self._from_kernel:
-            return []  # the kernel's answer has its own, and a head that repeats byte for byte is parsed once
+            return b""  # the kernel's answer has its own, and a head that repeats byte for byte is parsed once
         own = self.id.encode()
         theirs = self.exchange.headers.get(b"x-request-id") or b""
         echoed = echoable_request_id(theirs.decode("latin-1"))
-        return [(b"x-request-id", echoed.encode() if echoed else own), (b"x-kuwa-request-id", own)]
+        return b"x-request-id: %b\r\nx-kuwa-request-id: %b\r\n" % (echoed.encode() if echoed else own, own)
 
     def _end_cancelled(self) -> None:
         """Cancelled: where the client is still there (a v1.0 abort), its answer ends with what it has."""
@@ -515,14 +549,14 @@ class Job:
         if exchange.gone or exchange.ended:
             return
         if isinstance(error, QueueFull | NoReplica):
-            retry = (b"retry-after", b"%d" % (error.retry_after_s or 1))
-            exchange.respond(429, _message("Processing another request."), [_JSON, retry])
+            retry = b"retry-after: %d\r\n" % (error.retry_after_s or 1)
+            exchange.respond(429, _message("Processing another request."), JSON_LINE + retry)
             return
         if self._task is None:
-            exchange.respond(error.status, _message(error.message), [_JSON])
+            exchange.respond(error.status, _message(error.message))
             return
         if not exchange.started:
-            exchange.start(200, [_EVENT_STREAM, *self._id_headers()])
+            exchange.start(200, _EVENT_STREAM + self._id_headers())
         exchange.write(_old_text(error).encode())
         exchange.end()
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from kuwa.http.exchange import Exchange
+from kuwa.http.exchange import Exchange, HeaderPair, header_lines
 from kuwa.wire.errors import InternalError
 
 Message = MutableMapping[str, Any]
@@ -98,7 +98,9 @@ class _Cycle:
         if exchange.gone:
             raise OSError("the client is gone")
         if message["type"] == "http.response.start":
-            exchange.start(message["status"], _response_headers(message.get("headers", ())))
+            headers = _response_headers(message.get("headers", ()))
+            sized = any(name == b"content-length" for name, _ in headers)
+            exchange.start(message["status"], header_lines(headers), sized=sized)
             return
         if message["type"] != "http.response.body":
             raise RuntimeError(f"unexpected ASGI message {message['type']!r}")
@@ -112,8 +114,8 @@ class _Cycle:
             self._over.set()
 
 
-def _response_headers(headers: Any) -> list[tuple[bytes, bytes]]:
-    kept: list[tuple[bytes, bytes]] = []
+def _response_headers(headers: Any) -> list[HeaderPair]:
+    kept: list[HeaderPair] = []
     for name, value in headers:
         if b"\r" in name + value or b"\n" in name + value:
             raise RuntimeError("a response header holds a line break")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from kuwa.http.framing import HeaderPair, ResponseHead
-from kuwa.http.upstream import Origin, UnframedHandler, UpstreamConnection, UpstreamPool
-from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamLost, UpstreamTimeout
+from kuwa.http.upstream import Origin, UnframedHandler, UpstreamConnection, UpstreamPool, UpstreamRequest
+from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamTimeout
 
 MAX_BUFFERED_BYTES = 256 * 1024
 MAX_FETCH_BYTES = 8 * 1024 * 1024
@@ -31,17 +31,19 @@ class Response:
 
 
 class StreamedResponse(UnframedHandler):
-    """A response whose body is iterated as it arrives; reading pauses while the reader is behind."""
+    """A response whose body is iterated as it arrives, reading pausing while the reader is behind; or pushed."""
 
-    def __init__(self, connection: UpstreamConnection) -> None:
-        self._connection = connection
+    def __init__(self, origin: Origin) -> None:
+        self.connection: UpstreamConnection | None = None
+        self.over = False
+        self._origin = origin
         self._head: ResponseHead | None = None
         self._pieces: list[bytes] = []
         self._buffered = 0
         self._paused = False
-        self._ended = False
         self._error: KuwaError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Callable[[bytes], bool] | None = None
 
     @property
     def status(self) -> int:
@@ -51,35 +53,51 @@ class StreamedResponse(UnframedHandler):
     def headers(self) -> dict[bytes, bytes]:
         return dict(reversed(self._require_head().headers))
 
+    def header(self, name: bytes) -> bytes:
+        """The first header called `name` (lower case); empty where there is none."""
+        return self._require_head().get(name) or b""
+
     def on_head(self, head: ResponseHead) -> None:
         self._head = head
         self._wake()
 
     def on_data(self, data: bytes, ended: bool) -> None:
+        if self._sink is not None:
+            self.over = ended
+            if (data and self._sink(data)) or ended:
+                self._wake()
+            return
         if data:
             self._pieces.append(data)
             self._buffered += len(data)
-        self._ended = ended
+        self.over = ended
         if self._buffered > MAX_BUFFERED_BYTES and not ended and not self._paused:
             self._paused = True
-            self._connection.pause()
+            self.pause()
         self._wake()
 
     def on_lost(self, error: KuwaError) -> None:
         self._error = error
-        self._ended = True
+        self.over = True
         self._wake()
 
     @property
     def silent_since(self) -> float | None:
         """When the server was last heard, in the pool's time; None where nothing more is waited for."""
-        return None if self._ended or self._connection.paused else self._connection.since
+        connection = self.connection
+        return None if connection is None or self.over or connection.paused else connection.since
 
     def give_up(self, error: KuwaError) -> None:
         """Cut the connection; who reads the response is told `error`."""
-        if not self._ended:
-            self._connection.cancel(self)
+        if not self.over:
+            self.cancel()
             self.on_lost(error)
+
+    def cancel(self) -> None:
+        """Nobody wants more of it: cut the connection, unless it was read to its end."""
+        self.over = True
+        if self.connection is not None:
+            self.connection.cancel(self)
 
     async def wait_for_head(self) -> None:
         while self._head is None and self._error is None:
@@ -93,17 +111,42 @@ class StreamedResponse(UnframedHandler):
             if self._pieces:
                 pieces, self._pieces = self._pieces, []
                 self._buffered = 0
-                # A connection whose response has ended may be somebody else's already.
-                if self._paused and not self._ended:
-                    self._connection.resume()
-                self._paused = False
+                if self._paused:
+                    self._paused = False
+                    self.resume()
                 yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            elif self._ended:
+            elif self.over:
                 if self._error is not None:
                     raise self._error
                 return
             else:
                 await self._next()
+
+    async def push(self, sink: Callable[[bytes], bool]) -> None:
+        """Call `sink` with each piece of the body as it arrives, no task between them, until it has ended or `sink`
+        says that it has enough. `sink` may not raise; `pause` and `resume` are for whoever it writes to. Raises as
+        iterating does.
+        """
+        if self._paused:
+            self._paused = False
+            self.resume()
+        held, self._pieces = b"".join(self._pieces), []
+        if held and sink(held):
+            return
+        self._sink = sink
+        try:
+            if not self.over:
+                await self._next()
+        finally:
+            self._sink = None
+        if self._error is not None:
+            raise self._error
+
+    def pause(self) -> None:
+        self._carried().pause(self)
+
+    def resume(self) -> None:
+        self._carried().resume(self)
 
     async def read(self, max_bytes: int = MAX_FETCH_BYTES) -> bytes:
         """The whole body. Raises BadUpstream beyond `max_bytes`."""
@@ -111,7 +154,7 @@ class StreamedResponse(UnframedHandler):
         async for data in self:
             body += data
             if len(body) > max_bytes:
-                raise BadUpstream(f"{self._connection.origin} sent more than {max_bytes} bytes.")
+                raise BadUpstream(f"{self._origin} sent more than {max_bytes} bytes.")
         return bytes(body)
 
     async def _next(self) -> None:
@@ -123,6 +166,11 @@ class StreamedResponse(UnframedHandler):
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    def _carried(self) -> UpstreamConnection:
+        if self.connection is None:
+            raise RuntimeError("the response has no connection yet")
+        return self.connection
 
     def _require_head(self) -> ResponseHead:
         if self._head is None:
@@ -151,31 +199,21 @@ async def open_stream(
     origin = Origin.of(url)
     if address:
         origin = replace(origin, address=address)
-    request = encode_request(method, url, origin, headers, body)
-    idle = pool.take(origin) if pool is not None else None
+    head = encode_head(method, url, origin, headers, len(body))
+    response = StreamedResponse(origin)
     connections = pool or UpstreamPool(tls=tls)
-    while True:
-        connection = idle or await connections.connect(origin)
-        response = StreamedResponse(connection)
+    try:
+        connections.send(UpstreamRequest(origin, head, body, no_body=method == "HEAD"), response)
         try:
-            connection.send(request, response, no_body=method == "HEAD")
-            try:
-                async with asyncio.timeout(head_timeout_s):
-                    await response.wait_for_head()
-            except TimeoutError as error:
-                raise UpstreamTimeout(f"{origin} did not answer in {head_timeout_s:g} s.") from error
-            except UpstreamLost:
-                # A pooled connection that the server had closed meanwhile: it has not begun this request.
-                if idle is None or connection.received:
-                    raise
-                idle = None
-                continue
-            yield response
-            return
-        finally:
-            connection.cancel(response)
-            if pool is None:
-                connections.close()
+            async with asyncio.timeout(head_timeout_s):
+                await response.wait_for_head()
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"{origin} did not answer in {head_timeout_s:g} s.") from error
+        yield response
+    finally:
+        response.cancel()
+        if pool is None:
+            connections.close()
 
 
 async def fetch(
@@ -198,15 +236,19 @@ async def fetch(
         raise UpstreamTimeout(f"{Origin.of(url)} did not answer in {timeout_s:g} s.") from error
 
 
-def encode_request(method: str, url: str, origin: Origin, headers: Iterable[HeaderPair], body: bytes) -> bytes:
-    """A whole HTTP/1.1 request."""
+def encode_head(method: str, url: str, origin: Origin, headers: Iterable[HeaderPair], body_bytes: int) -> bytes:
+    """The head of an HTTP/1.1 request, with the blank line."""
+    start = request_start(method, url, origin, headers)
+    if body_bytes or method in ("POST", "PUT", "PATCH"):
+        return b"%bcontent-length: %d\r\n\r\n" % (start, body_bytes)
+    return start + b"\r\n"
+
+
+def request_start(method: str, url: str, origin: Origin, headers: Iterable[HeaderPair]) -> bytes:
+    """The request line and the headers of a request, but for what belongs to its body."""
     parts = urlsplit(url)
     target = parts.path or "/"
     if parts.query:
         target += "?" + parts.query
-    lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method.encode(), target.encode("ascii"), origin.host_header)]
-    for name, value in headers:
-        lines.append(b"%b: %b\r\n" % (name, value))
-    if body or method in ("POST", "PUT", "PATCH"):
-        lines.append(b"content-length: %d\r\n" % len(body))
-    return b"".join([*lines, b"\r\n", body])
+    line = b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method.encode(), target.encode("ascii"), origin.host_header)
+    return line + b"".join([b"%b: %b\r\n" % header for header in headers])

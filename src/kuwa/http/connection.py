@@ -12,22 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import socket
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import httptools
 
 from kuwa.http.exchange import Exchange, Handler, Head, HeaderPair
+from kuwa.http.heads import Cut, HeadMemo, KnownHead, cut_head
 from kuwa.wire.errors import (
     HeadersTooLarge,
     InternalError,
     InvalidRequest,
     KuwaError,
-    NotFound,
     RequestTimeout,
     RequestTooLarge,
     TooManyConnections,
@@ -40,14 +38,10 @@ log = logging.getLogger("kuwa.http")
 
 Phase = Literal["new", "head", "body", "idle", "lingering"]
 MAX_PIPELINED = 16
-MAX_MEMO = 1024
-MAX_MEMO_HEAD = 16 * 1024
 STALL_PROGRESS_BYTES = 1024
 LINGER_S = 3.0
 MAX_UNSENT_BYTES = 64 * 1024
 MAX_REFUSED = 32  # connections beyond the bound that are told so at once; others are cut
-
-_content_length = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,10})\r\n").search
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +67,10 @@ class ServerContext(Protocol):
     guard: HostGuard
     limits: Limits
     connections: set[ServerConnection]
-    memo: dict[bytes, Head]
+    memo: HeadMemo[Head]
     draining: bool
 
-    @property
-    def handlers(self) -> Mapping[str, Handler]: ...
-    @property
-    def fallback(self) -> Handler: ...
+    def handler(self, method: str, path: str) -> Handler: ...
 
 
 class ServerConnection(asyncio.Protocol):
@@ -87,14 +78,18 @@ class ServerConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body",
+        "_body_limit",
         "_body_size",
         "_closing",
         "_completed",
         "_current",
+        "_cut",
         "_drain_waiters",
+        "_expected",
         "_head_size",
         "_headers",
-        "_memo_key",
+        "_known",
+        "_missing",
         "_parsed",
         "_parser",
         "_phase",
@@ -104,26 +99,31 @@ class ServerConnection(asyncio.Protocol):
         "_stall_left",
         "_stall_since",
         "_target",
-        "_transport",
+        "congested",
         "local",
         "peer",
         "server",
+        "transport",
     )
 
     def __init__(self, server: ServerContext) -> None:
         self.server = server
         self.peer: tuple[str, int] = ("", 0)
         self.local: tuple[str, int] = ("", 0)
-        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._parser = httptools.HttpRequestParser(self)
         self._target = b""
         self._headers: list[HeaderPair] = []
         self._head_size = 0
         self._parsed: Head = cast("Head", None)
         self._body: list[bytes] = []
+        self._body_limit = server.limits.body_bytes
         self._body_size = 0
         self._completed = 0
-        self._memo_key: bytes | None = None
+        self._known: KnownHead[Head] | None = None
+        self._expected: KnownHead[Head] | None = None  # the known head, while the next request may begin with it
+        self._cut: Cut | None = None
+        self._missing = 0
         self._queue: deque[tuple[Head, bytes]] = deque()
         self._current: Exchange | None = None
         self._phase: Phase = "new"
@@ -132,13 +132,14 @@ class ServerConnection(asyncio.Protocol):
         self._since = server.now
         self._stall_since = 0.0
         self._stall_left = 0
-        self._drain_waiters: list[asyncio.Future[None]] | None = None
+        self._drain_waiters: list[asyncio.Future[None]] = []
+        self.congested = False
 
     # ---- asyncio.Protocol ----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=self.server.limits.write_buffer_bytes)
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(high=self.server.limits.write_buffer_bytes)
         _keep_little_unsent(transport.get_extra_info("socket"))
         self.peer = _address(transport.get_extra_info("peername"))
         self.local = _address(transport.get_extra_info("sockname"))
@@ -150,11 +151,23 @@ class ServerConnection(asyncio.Protocol):
             self._refuse(TooManyConnections("This server has as many connections as it may open files for."))
 
     def data_received(self, data: bytes) -> None:
+        expected = self._expected
+        if expected is not None:
+            start = expected.begins(data)
+            if start and start + expected.body_bytes == len(data) and expected.body_bytes <= self._body_limit:
+                self._begin(expected.head, data[start:])
+                return
         if self._closing:
             return
-        between = self._phase == "idle" or self._phase == "new"
-        if between and self._current is None and not self._queue and self._from_memo(data):
+        if self._missing:
+            self._more_body(data)
             return
+        between = self._phase == "idle" or self._phase == "new"
+        if between and self._current is None and not self._queue and self._recognise(data):
+            return
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         completed = self._completed
         try:
             self._parser.feed_data(data)
@@ -179,6 +192,7 @@ class ServerConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.server.connections.discard(self)
         self._closing = True
+        self._expected = None
         self._queue.clear()
         self._release_drain()
         current, self._current = self._current, None
@@ -187,9 +201,8 @@ class ServerConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._stall_since = self.server.now
-        self._stall_left = self._transport.get_write_buffer_size()
-        if self._drain_waiters is None:
-            self._drain_waiters = []
+        self._stall_left = self.transport.get_write_buffer_size()
+        self.congested = True
         if self._current is not None and self._current.source is not None:
             self._current.source.pause()
 
@@ -200,52 +213,37 @@ class ServerConnection(asyncio.Protocol):
 
     # ---- what exchanges ask for ----------------------------------------------------------------------------
 
-    @property
-    def scheme(self) -> str:
-        return self.server.scheme
-
-    @property
-    def draining(self) -> bool:
-        return self.server.draining
-
-    @property
-    def congested(self) -> bool:
-        return self._drain_waiters is not None
-
-    def write(self, data: bytes) -> None:
-        self._transport.write(data)
-
     async def drained(self) -> None:
-        if self._drain_waiters is not None:
+        if self.congested:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._drain_waiters.append(waiter)
             await waiter
 
     def abort(self) -> None:
         self._closing = True
-        self._transport.abort()
+        self._expected = None
+        self.transport.abort()
 
     def exchange_ended(self, keep_alive: bool) -> None:
         self._current = None
-        if self._phase == "lingering" and self._transport.can_write_eof():
-            self._transport.write_eof()
-            return
-        if not keep_alive or self._closing:
+        if keep_alive and self._phase == "idle" and not self._queue and not self._closing:
+            self._since = self.server.now
+            self._expected = self._known
+        elif self._phase == "lingering" and self.transport.can_write_eof():
+            self.transport.write_eof()
+        elif not keep_alive or self._closing:
             self._closing = True
-            self._transport.close()
-            return
-        if self._queue:
+            self.transport.close()
+        elif self._queue:
             # Not at once: a run of pipelined requests answered on the spot must not recurse.
             asyncio.get_running_loop().call_soon(self._next)
-        elif self._phase == "idle":
-            self._since = self.server.now
 
     # ---- the sweep -----------------------------------------------------------------------------------------
 
     def check(self, now: float) -> None:
         """Enforce the deadlines; called by the server's sweep."""
         limits = self.server.limits
-        if self._drain_waiters is not None:
+        if self.congested:
             self._check_stall(now, limits)
         if self._current is not None or self._queue:
             return
@@ -265,10 +263,11 @@ class ServerConnection(asyncio.Protocol):
     def close_if_idle(self) -> None:
         if not self.busy:
             self._closing = True
-            self._transport.close()
+            self._expected = None
+            self.transport.close()
 
     def _check_stall(self, now: float, limits: Limits) -> None:
-        left = self._transport.get_write_buffer_size()
+        left = self.transport.get_write_buffer_size()
         if self._stall_left - left >= STALL_PROGRESS_BYTES:
             self._stall_left, self._stall_since = left, now
         elif now - self._stall_since > limits.write_stall_s:
@@ -276,31 +275,49 @@ class ServerConnection(asyncio.Protocol):
 
     # ---- reading requests ----------------------------------------------------------------------------------
 
-    def _from_memo(self, data: bytes) -> bool:
-        """Take a request whose head was seen before, when one read holds exactly that head and its body.
+    def _recognise(self, data: bytes) -> bool:
+        """Take a request whose head was read before, here or on another connection, without parsing it again.
 
-        Remembers the head's bytes for `on_headers_complete` otherwise. Only heads whose length is framed by
-        Content-Length alone get into the memo, so the body is what follows, to the byte.
+        Only heads whose body is framed by Content-Length alone are known, so that what follows is the body, to the
+        byte. Remembers for `on_headers_complete` how a head that is new here will be known again.
         """
-        end = data.find(b"\r\n\r\n", 0, MAX_MEMO_HEAD) + 4
-        if end < 4:
+        known = self._known
+        start = known.begins(data) if known is not None else 0
+        if known is None or not start:
+            cut = cut_head(data)
+            known = self.server.memo.get(cut) if cut is not None else None
+            if known is None:
+                self._cut = cut
+                return False
+            self._known = known
+            start = known.begins(data)
+        missing = known.body_bytes - len(data) + start
+        if missing < 0 or known.body_bytes > self._body_limit:
             return False
-        key = data[:end]
-        length = _content_length(key)
-        if length is None:
-            return False
-        first, last = length.span(1)
-        key = key[:first] + key[last:]
-        head = self.server.memo.get(key)
-        if head is None:
-            self._memo_key = key
-            return False
-        size = int(data[first:last])
-        if len(data) - end != size or size > self.server.limits.body_bytes:
-            return False
+        if missing:
+            self._phase = "body"
+            self._since = self.server.now
+            self._missing = missing
+            self._body = [data[start:]]
+            return True
         self._phase = "idle"
-        self._begin(head, data[end:])
+        self._begin(known.head, data[start:])
         return True
+
+    def _more_body(self, data: bytes) -> None:
+        """Another piece of a body whose length is known."""
+        rest = b""
+        if len(data) > self._missing:
+            data, rest = data[: self._missing], data[self._missing :]
+        self._body.append(data)
+        self._missing -= len(data)
+        if self._missing:
+            return
+        body, self._body = b"".join(self._body), []
+        self._phase = "idle"
+        self._begin(cast("KnownHead[Head]", self._known).head, body)
+        if rest:
+            self.data_received(rest)
 
     def on_message_begin(self) -> None:
         self._target = b""
@@ -319,17 +336,15 @@ class ServerConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._parsed = head = self._read_head()
-        key, self._memo_key = self._memo_key, None
-        if key is not None and _memorable(head):
-            if len(self.server.memo) >= MAX_MEMO:
-                self.server.memo.clear()
-            self.server.memo[key] = head
+        cut, self._cut = self._cut, None
+        if cut is not None and _memorable(head):
+            self._known = self.server.memo.add(cut, head)
         self._body = []
         self._body_size = 0
         self._phase = "body"
         self._since = self.server.now
         if head.expects_continue and self._current is None and not self._queue:
-            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
@@ -350,7 +365,7 @@ class ServerConnection(asyncio.Protocol):
         self._queue.append((self._parsed, body))
         if len(self._queue) >= MAX_PIPELINED or len(body) > self.server.limits.write_buffer_bytes:
             self._reading_paused = True
-            self._transport.pause_reading()
+            self.transport.pause_reading()
 
     def _read_head(self) -> Head:
         limits = self.server.limits
@@ -374,7 +389,8 @@ class ServerConnection(asyncio.Protocol):
             tuple(field for field in fields if field[0] != b"content-length"),
             self._parser.should_keep_alive(),
         )
-        head.refusal = self.server.guard.check(hosts[0] if hosts else b"localhost", head.get(b"origin"))
+        refusal = self.server.guard.check(hosts[0] if hosts else b"localhost", head.get(b"origin"))
+        head.handler = self.server.handler(head.method, head.path) if refusal is None else _refuses(refusal)
         return head
 
     # ---- answering them ------------------------------------------------------------------------------------
@@ -385,17 +401,14 @@ class ServerConnection(asyncio.Protocol):
         head, body = self._queue.popleft()
         if self._reading_paused and not self._queue:
             self._reading_paused = False
-            self._transport.resume_reading()
+            self.transport.resume_reading()
         self._begin(head, body)
 
     def _begin(self, head: Head, body: bytes) -> None:
-        self._current = exchange = Exchange(self, head, body)
-        if head.refusal is not None:
-            exchange.fail(head.refusal)
-            return
-        handler = self.server.handlers.get(head.path) if head.method == "POST" else None
+        self._expected = None
+        self._current = exchange = Exchange(self, head, body, head.keep_alive)
         try:
-            (handler or self.server.fallback)(exchange)
+            head.handler(exchange)
         except Exception:
             # The event loop would log it and forget it, and the client would wait for ever.
             log.exception("a handler of %s failed", head.path)
@@ -404,21 +417,23 @@ class ServerConnection(asyncio.Protocol):
     def _refuse(self, error: KuwaError) -> None:
         """Answer a request that could not be read, then close: what follows it cannot be trusted."""
         self._closing = True
+        self._expected = None
         if self._current is not None or self._queue:
             # The responses before it are still due; the last of them closes the connection.
             if self._current is None:
-                self._transport.close()
+                self.transport.close()
             return
         # A client still sending would lose the answer to a reset: what it sends is read and dropped for a while.
         self._phase = "lingering"
         self._since = self.server.now
         broken = Head("GET", b"/", "1.1", (), keep_alive=False)
-        self._current = Exchange(self, broken, b"")
+        self._current = Exchange(self, broken, b"", keep_alive=False)
         self._current.fail(error)
 
     def _release_drain(self) -> None:
-        waiters, self._drain_waiters = self._drain_waiters, None
-        for waiter in waiters or ():
+        self.congested = False
+        waiters, self._drain_waiters = self._drain_waiters, []
+        for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
@@ -431,9 +446,9 @@ def _keep_little_unsent(connected: Any) -> None:
         connected.setsockopt(socket.IPPROTO_TCP, option, MAX_UNSENT_BYTES)
 
 
-def not_found(exchange: Exchange) -> None:
-    """The fallback of a server without an ASGI application."""
-    exchange.fail(NotFound(f"There is no route {exchange.method} {exchange.path} here."))
+def _refuses(error: KuwaError) -> Handler:
+    """The handler of requests that are refused for their head."""
+    return lambda exchange: exchange.fail(error)
 
 
 def _memorable(head: Head) -> bool:

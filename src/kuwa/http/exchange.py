@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote
 
-from kuwa.wire.errors import ClientGone, KuwaError
+import msgspec
+
+from kuwa.wire.errors import ClientGone, KuwaError, NotFound
 
 HeaderPair = tuple[bytes, bytes]
-JSON_HEADERS: tuple[HeaderPair, ...] = ((b"content-type", b"application/json"),)
+JSON_LINE = b"content-type: application/json\r\n"
+LARGE_BYTES = 64 * 1024  # what is larger is not copied to stand behind its head
 Handler = Callable[["Exchange"], None]
 
 _NO_BODY_STATUS = frozenset({204, 304})
@@ -31,20 +34,22 @@ class Source(Protocol):
 class Head:
     """A request's head, parsed once and never changed: heads that come again byte for byte share one object.
 
-    `headers` are all but Content-Length, which belongs to one request: a handler has the body itself. `derived` is
-    for the handler: what it read out of this head, so that it need not again when the head comes again.
+    `headers` are all but Content-Length, which belongs to one request: a handler has the body itself. `bodyless`: the
+    response has none, whatever its head says (HEAD). `handler` is whoever answers such requests. `derived` is what the
+    handler read out of this head, so that it need not again when the head comes again.
     """
 
     __slots__ = (
         "_fields",
+        "bodyless",
         "derived",
         "expects_continue",
+        "handler",
         "headers",
         "keep_alive",
         "method",
         "path",
         "query",
-        "refusal",
         "version",
     )
 
@@ -53,6 +58,7 @@ class Head:
     ) -> None:
         raw_path, _, query = target.partition(b"?")
         self.method = method
+        self.bodyless = method == "HEAD"
         self.path = unquote(raw_path.decode("ascii")) if b"%" in raw_path else raw_path.decode("ascii")
         self.query = query
         self.version = version
@@ -60,61 +66,59 @@ class Head:
         self.keep_alive = keep_alive
         self._fields = dict(reversed(headers))
         self.expects_continue = self._fields.get(b"expect", b"").lower() == b"100-continue"
-        self.refusal: KuwaError | None = None
-        self.derived: object = None
+        self.handler: Handler = unanswered
+        self.derived: Any = None
 
     def get(self, name: bytes) -> bytes | None:
         """The first header called `name` (lower case), or None."""
         return self._fields.get(name)
 
 
+class ServerState(Protocol):
+    """What an exchange asks of its server."""
+
+    scheme: str
+    draining: bool
+
+
+class Writer(Protocol):
+    def write(self, data: bytes, /) -> None: ...
+
+
 class Connection(Protocol):
-    """What an exchange needs of the connection it came by."""
+    """What an exchange needs of the connection it came by. `congested`: its client reads too slowly."""
 
     peer: tuple[str, int]
     local: tuple[str, int]
+    congested: bool
 
     @property
-    def scheme(self) -> str: ...
+    def server(self) -> ServerState: ...
     @property
-    def draining(self) -> bool: ...
-    @property
-    def congested(self) -> bool: ...
-    def write(self, data: bytes) -> None: ...
+    def transport(self) -> Writer: ...
     async def drained(self) -> None: ...
     def abort(self) -> None: ...
     def exchange_ended(self, keep_alive: bool) -> None: ...
 
 
-class Exchange:
-    """One request and its response. Used from the server's event loop only."""
+class Exchange(msgspec.Struct, eq=False):
+    """One request and its response. Used from the server's event loop only.
 
-    __slots__ = (
-        "_chunked",
-        "_connection",
-        "_head_bytes",
-        "_keep_alive",
-        "body",
-        "ended",
-        "gone",
-        "head",
-        "on_gone",
-        "source",
-        "started",
-    )
+    Response headers are given as bytes, `name: value` and CRLF each (`header_lines`). `chunked`, known after `start`:
+    the response body goes out in chunked framing. `source` is what the response comes from.
+    """
 
-    def __init__(self, connection: Connection, head: Head, body: bytes) -> None:
-        self._connection = connection
-        self._keep_alive = head.keep_alive
-        self._chunked = False
-        self._head_bytes = b""
-        self.head = head
-        self.body = body
-        self.gone = False
-        self.started = False
-        self.ended = False
-        self.on_gone: Callable[[], None] | None = None
-        self.source: Source | None = None
+    connection: Connection
+    head: Head
+    body: bytes
+    keep_alive: bool
+    gone: bool = False
+    started: bool = False
+    ended: bool = False
+    chunked: bool = False
+    on_gone: Callable[[], None] | None = None
+    source: Source | None = None
+    unsent_head: bytes = b""
 
     @property
     def method(self) -> str:
@@ -134,120 +138,114 @@ class Exchange:
 
     @property
     def peer(self) -> tuple[str, int]:
-        return self._connection.peer
+        return self.connection.peer
 
     @property
     def local(self) -> tuple[str, int]:
-        return self._connection.local
+        return self.connection.local
 
     @property
     def scheme(self) -> str:
-        return self._connection.scheme
+        return self.connection.server.scheme
 
-    @property
-    def chunked(self) -> bool:
-        """Whether the response body goes out in chunked framing; known after `start`."""
-        return self._chunked
-
-    @property
-    def congested(self) -> bool:
-        """Whether the client reads more slowly than was written: a new `source` is to pause until it is resumed."""
-        return self._connection.congested
-
-    def respond(self, status: int, body: bytes, headers: Iterable[HeaderPair] = JSON_HEADERS) -> None:
+    def respond(self, status: int, body: bytes, headers: bytes = JSON_LINE) -> None:
         """Send the whole response. Does nothing when the client is gone."""
         if self.gone:
             return
-        fields = b"".join([b"%b: %b\r\n" % header for header in headers])
-        if status not in _NO_BODY_STATUS:
-            fields += b"content-length: %d\r\n" % len(body)
-        if not self._stays_open():
-            fields += b"connection: close\r\n"
-        if self.head.method == "HEAD":
-            body = b""
-        self.started = True
-        self._connection.write(b"%b%b\r\n%b" % (_STATUS_LINES[status], fields, body))
-        self._finish()
+        connection = self.connection
+        stays_open = self.keep_alive and not connection.server.draining
+        if not stays_open:
+            headers += b"connection: close\r\n"
+        self.started = self.ended = True
+        self.on_gone = self.source = None
+        size = len(body)
+        if size > LARGE_BYTES or status in _NO_BODY_STATUS or self.head.bodyless:
+            if status not in _NO_BODY_STATUS:
+                headers += b"content-length: %d\r\n" % size
+            connection.transport.write(b"%b%b\r\n" % (_STATUS_LINES[status], headers))
+            if not self.head.bodyless:
+                connection.transport.write(body)
+        else:
+            connection.transport.write(
+                b"%b%bcontent-length: %d\r\n\r\n%b" % (_STATUS_LINES[status], headers, size, body)
+            )
+        connection.exchange_ended(stays_open)
 
-    def start(self, status: int, headers: Iterable[HeaderPair]) -> None:
+    def start(self, status: int, headers: bytes, *, sized: bool = False) -> None:
         """Begin a streamed response. Its head goes out with the first `write`, `flush` or `end`.
 
-        A `content-length` among `headers` makes the body that long; else it is chunked (HTTP/1.1) or ends with the
-        connection (HTTP/1.0).
+        With `sized`, a Content-Length among `headers` says how long the body is; else it is chunked (HTTP/1.1) or
+        ends with the connection (HTTP/1.0).
         """
-        parts = [_STATUS_LINES[status]]
-        sized = status in _NO_BODY_STATUS
-        for name, value in headers:
-            sized = sized or name == b"content-length"
-            parts += (name, b": ", value, b"\r\n")
-        if not sized:
+        if not sized and status not in _NO_BODY_STATUS:
             if self.head.version == "1.1":
-                self._chunked = True
-                parts.append(b"transfer-encoding: chunked\r\n")
+                self.chunked = True
+                headers += b"transfer-encoding: chunked\r\n"
             else:
-                self._keep_alive = False
-        if not self._stays_open():
-            parts.append(b"connection: close\r\n")
-        parts.append(b"\r\n")
+                self.keep_alive = False
+        if not self.keep_alive or self.connection.server.draining:
+            headers += b"connection: close\r\n"
         self.started = True
-        self._head_bytes = b"".join(parts)
+        self.unsent_head = b"%b%b\r\n" % (_STATUS_LINES[status], headers)
 
     def flush(self) -> None:
         """Send the head of a started response now."""
-        if self._head_bytes:
+        if self.unsent_head:
             self.write_framed(b"")
 
     def write(self, data: bytes) -> None:
         """Send one piece of the body. Never blocks; see `drain` and `source` for backpressure."""
-        if not data or self.head.method == "HEAD":
+        if not data or self.head.bodyless:
             return
-        self.write_framed(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        self.write_framed(b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data)
 
     def write_framed(self, frames: bytes) -> None:
         """Send bytes that already carry the response's framing (whole chunks when `chunked`)."""
         if self.gone:
             return
-        if self._head_bytes:
-            frames = self._head_bytes + frames
-            self._head_bytes = b""
-        self._connection.write(frames)
+        if self.unsent_head:
+            frames = self.unsent_head + frames
+            self.unsent_head = b""
+        self.connection.transport.write(frames)
 
     def end(self, data: bytes = b"") -> None:
         """The streamed response is complete, with `data` as its last piece."""
         if self.gone:
             return
-        if self.head.method == "HEAD":
+        if self.head.bodyless:
             data = b""
-        elif self._chunked:
+        elif self.chunked:
             data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
         self.write_framed(data)
-        self._finish()
+        self.ended = True
+        self.on_gone = self.source = None
+        self.connection.exchange_ended(self.keep_alive and not self.connection.server.draining)
 
-    def fail(self, error: KuwaError, headers: Iterable[HeaderPair] = ()) -> None:
+    def fail(self, error: KuwaError, headers: bytes = b"") -> None:
         """Answer with `error`: as a whole response, or as the closing events of a stream that has begun."""
         if self.gone or self.ended:
             return
         if self.started:
-            if self._chunked or self.head.version == "1.0":
+            if self.chunked or self.head.version == "1.0":
                 self.write(error.event())
                 self.end()
             else:
-                self._connection.abort()
+                self.connection.abort()
             return
-        extra: list[HeaderPair] = [*JSON_HEADERS, *headers]
+        headers += JSON_LINE
         if error.retry_after_s is not None:
-            extra.append((b"retry-after", b"%d" % error.retry_after_s))
-        self.respond(error.status, error.body(), extra)
+            headers += b"retry-after: %d\r\n" % error.retry_after_s
+        self.respond(error.status, error.body(), headers)
 
     async def drain(self) -> None:
         """Wait until the client has taken enough of what was written. Raises ClientGone."""
-        await self._connection.drained()
+        await self.connection.drained()
         if self.gone:
             raise ClientGone
 
     def abort(self) -> None:
         """Cut the connection: the response cannot be completed and must not look complete."""
-        self._connection.abort()
+        self.connection.abort()
 
     def lose(self) -> None:
         """Called by the connection when the client is gone."""
@@ -256,10 +254,12 @@ class Exchange:
         if callback is not None:
             callback()
 
-    def _stays_open(self) -> bool:
-        return self._keep_alive and not self._connection.draining
 
-    def _finish(self) -> None:
-        self.ended = True
-        self.on_gone = self.source = None
-        self._connection.exchange_ended(self._stays_open())
+def header_lines(headers: Iterable[HeaderPair]) -> bytes:
+    """Headers as the lines of a head."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def unanswered(exchange: Exchange) -> None:
+    """The handler of what nobody answers."""
+    exchange.fail(NotFound(f"There is no route {exchange.method} {exchange.path} here."))

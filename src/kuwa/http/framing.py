@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import httptools
 
@@ -27,15 +27,20 @@ class BadFraming(ValueError):
     """The bytes are no HTTP/1.1 response."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class ResponseHead:
-    """A parsed response head. `length` is the announced body length, None where the body is framed otherwise."""
+    """A parsed response head; heads that come again, but for their Content-Length, share one object.
+
+    `sized`: its Content-Length says how long the body is. `derived` is for whoever hears the response: what it read
+    out of this head, so that it need not again.
+    """
 
     status: int
     headers: tuple[HeaderPair, ...]
-    length: int | None
+    sized: bool
     chunked: bool
     keep_alive: bool
+    derived: Any = None
 
     def get(self, name: bytes) -> bytes | None:
         """The first header called `name` (lower case), or None."""
@@ -54,8 +59,9 @@ class _HeadParser:
         self.headers.append((name.lower(), value))
 
 
-def parse_head(head: bytes, *, no_body: bool = False) -> ResponseHead:
-    """Parse a whole response head, blank line included. Raises BadFraming.
+def parse_head(head: bytes, *, no_body: bool = False) -> tuple[ResponseHead, int]:
+    """Parse a whole response head, blank line included; the head, and the announced length of its body. Raises
+    BadFraming.
 
     `no_body`: the response to a HEAD request.
     """
@@ -73,11 +79,12 @@ def parse_head(head: bytes, *, no_body: bool = False) -> ResponseHead:
         raise BadFraming(f"it uses the transfer coding {codings[0][:40]!r}")
     if lengths and _DIGITS(lengths[0]) is None:
         raise BadFraming(f"it announces the body length {lengths[0][:40]!r}")
-    length = int(lengths[0]) if lengths else None
+    length = int(lengths[0]) if lengths else 0
+    sized = bool(lengths)
     if no_body or status in (204, 304) or status < 200:
-        length, codings = 0, []
-    keep_alive = bool(sink.parser.should_keep_alive()) and (length is not None or bool(codings))
-    return ResponseHead(status, tuple(sink.headers), length, bool(codings), keep_alive)
+        length, sized, codings = 0, True, []
+    keep_alive = bool(sink.parser.should_keep_alive()) and (sized or bool(codings))
+    return ResponseHead(status, tuple(sink.headers), sized, bool(codings), keep_alive), length
 
 
 class ChunkDecoder:

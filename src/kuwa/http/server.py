@@ -10,9 +10,10 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from kuwa.http.asgi import AsgiApp, AsgiHandler
-from kuwa.http.connection import Limits, ServerConnection, not_found
-from kuwa.http.exchange import Handler, Head
+from kuwa.http.connection import Limits, ServerConnection
+from kuwa.http.exchange import Handler, Head, unanswered
 from kuwa.http.guard import HostGuard
+from kuwa.http.heads import HeadMemo
 
 BACKLOG = 4096
 SWEEP_S = 0.25
@@ -39,12 +40,12 @@ class Server:
         guard: HostGuard | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self.handlers = dict(hot)
-        self.fallback: Handler = AsgiHandler(app) if app is not None else not_found
+        self._hot = dict(hot)
+        self._fallback: Handler = AsgiHandler(app) if app is not None else unanswered
         self.guard = guard or HostGuard()
         self.limits = limits or Limits()
         self.connections: set[ServerConnection] = set()
-        self.memo: dict[bytes, Head] = {}
+        self.memo: HeadMemo[Head] = HeadMemo()
         self.scheme = "http"
         self.draining = False
         self.now = 0.0
@@ -76,6 +77,10 @@ class Server:
         if self._sweeper is None:
             self._sweeper = loop.create_task(self._sweep(), name="kuwa-http-sweep")
         return int(listener.sockets[0].getsockname()[1])
+
+    def handler(self, method: str, path: str) -> Handler:
+        """Who answers requests by this method for this path."""
+        return self._hot.get(path, self._fallback) if method == "POST" else self._fallback
 
     async def drain(self, timeout_s: float) -> bool:
         """Stop accepting, let the requests under way end, close. Returns whether all of them ended in time."""

@@ -1,9 +1,9 @@
 """The pooled HTTP/1.1 client: one `UpstreamConnection` per request at a time, its response handed on as it comes.
 
-`UpstreamPool` keeps idle connections by origin. A response is told to its `ResponseHandler` by plain calls, in
-order: `on_head`, then `on_frames` or `on_data` any number of times, the last with `ended`; or `on_lost` at any
-point before the end. Chunked bodies whose reads hold whole chunks are handed on with their framing, so that a
-relay can pass them through unread.
+`UpstreamPool` keeps idle connections by origin, sends requests over them, and makes new ones where none is idle. A
+response is told to its `ResponseHandler` by plain calls, in order: `on_head`, then `on_frames` or `on_data` any number
+of times, the last with `ended`; or all of it at once by `on_whole`; or `on_lost` at any point before the end. Chunked
+bodies whose reads hold whole chunks are handed on with their framing, so that a relay can pass them through unread.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from functools import lru_cache
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
+import msgspec
+
+from kuwa.http.exchange import LARGE_BYTES
 from kuwa.http.framing import (
     MAX_HEAD_BYTES,
     BadFraming,
@@ -25,6 +28,7 @@ from kuwa.http.framing import (
     unframe,
     whole_chunks,
 )
+from kuwa.http.heads import HeadMemo, KnownHead, cut_head
 from kuwa.wire.errors import BadUpstream, KuwaError, NoReplica, UpstreamLost
 
 CONNECT_TIMEOUT_S = 2.0
@@ -67,8 +71,26 @@ def _origin(scheme: str, hostname: str, port: int | None) -> Origin:
     return Origin(scheme, hostname, port or default, header.encode("ascii" if header.isascii() else "idna"))
 
 
+class UpstreamRequest(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """A whole request: where it goes, its head with the blank line, and its body.
+
+    `no_body`: its response has none, whatever the response's head says (HEAD).
+    """
+
+    origin: Origin
+    head: bytes
+    body: bytes
+    no_body: bool = False
+
+
 class ResponseHandler(Protocol):
-    """What hears a response. No call may raise."""
+    """What hears a response. No call may raise.
+
+    `connection` is set to the one that carries the response. `over`, set by the handler: it hears no more.
+    """
+
+    connection: UpstreamConnection | None
+    over: bool
 
     def on_head(self, head: ResponseHead) -> None: ...
     def on_frames(self, frames: bytes, ended: bool) -> None:
@@ -79,6 +101,10 @@ class ResponseHandler(Protocol):
         """Payload without framing; may be empty at the end."""
         ...
 
+    def on_whole(self, head: ResponseHead, body: bytes) -> None:
+        """The head and all of the body at once, in place of the other calls."""
+        ...
+
     def on_lost(self, error: KuwaError) -> None:
         """The response will not be completed. The connection is closed."""
         ...
@@ -86,6 +112,13 @@ class ResponseHandler(Protocol):
 
 class UnframedHandler:
     """Base of handlers that want payload only."""
+
+    def on_whole(self, head: ResponseHead, body: bytes) -> None:
+        self.on_head(head)
+        self.on_data(body, ended=True)
+
+    def on_head(self, head: ResponseHead) -> None:
+        raise NotImplementedError
 
     def on_frames(self, frames: bytes, ended: bool) -> None:
         self.on_data(unframe(frames), ended)
@@ -102,41 +135,48 @@ class UpstreamConnection(asyncio.Protocol):
         "_chunks",
         "_handler",
         "_head",
+        "_known",
         "_left",
-        "_no_body",
-        "_paused",
         "_pool",
+        "_received",
+        "_request",
+        "_reused",
         "_transport",
         "origin",
-        "received",
-        "reused",
+        "paused",
         "since",
     )
 
     def __init__(self, pool: UpstreamPool, origin: Origin) -> None:
         self._pool = pool
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._request: UpstreamRequest | None = None
         self._handler: ResponseHandler | None = None
         self._head: ResponseHead | None = None
+        self._known: KnownHead[ResponseHead] | None = None
         self._buffer = b""
         self._left = 0
         self._chunks: ChunkDecoder | None = None
-        self._no_body = False
-        self._paused = False
+        self._reused = False
+        self._received = False
         self.origin = origin
-        self.reused = False
-        self.received = False
+        self.paused = False  # reading waits for somebody slower than the upstream
         self.since = pool.now
 
-    def send(self, request: bytes, handler: ResponseHandler, *, no_body: bool = False) -> None:
-        """Send a whole request; `handler` hears the response. `no_body`: it is a HEAD request."""
+    def send(self, request: UpstreamRequest, handler: ResponseHandler) -> None:
+        """Send a request; `handler` hears the response."""
+        self._request = request
         self._handler = handler
+        handler.connection = self
         self._head = None
-        self._buffer = b""
-        self._no_body = no_body
-        self.received = False
+        self._received = False
         self.since = self._pool.now
-        self._transport.write(request)
+        body = request.body
+        if len(body) < LARGE_BYTES:
+            self._transport.write(request.head + body)
+        else:
+            self._transport.write(request.head)
+            self._transport.write(body)
 
     def cancel(self, handler: ResponseHandler) -> None:
         """`handler` wants no more of its response: cut the connection if it still carries it."""
@@ -148,19 +188,19 @@ class UpstreamConnection(asyncio.Protocol):
         self._handler = None
         self._transport.abort()
 
-    @property
-    def paused(self) -> bool:
-        """Whether reading waits for somebody slower than the upstream."""
-        return self._paused
-
-    def pause(self) -> None:
-        if not self._paused and not self._transport.is_closing():
-            self._paused = True
+    def pause(self, handler: ResponseHandler) -> None:
+        """Read no more for now, for `handler` cannot take it; unless its response has been read to the end."""
+        if self._handler is handler and not self.paused and not self._transport.is_closing():
+            self.paused = True
             self._transport.pause_reading()
 
-    def resume(self) -> None:
-        if self._paused and not self._transport.is_closing():
-            self._paused = False
+    def resume(self, handler: ResponseHandler) -> None:
+        if self._handler is handler:
+            self._resume()
+
+    def _resume(self) -> None:
+        if self.paused and not self._transport.is_closing():
+            self.paused = False
             self.since = self._pool.now
             self._transport.resume_reading()
 
@@ -177,92 +217,108 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.abort()
             return
         self.since = self._pool.now
-        self.received = True
+        self._received = True
+        known = self._known
         try:
-            if self._head is None:
-                data = self._read_head(handler, data)
-                if self._handler is None or not data:
-                    return
-            self._read_body(handler, data)
+            if self._head is not None:
+                self._read_body(handler, self._head, data)
+                return
+            start = known.begins(data) if known is not None and not self._buffer else 0
+            if known is not None and start and start + known.body_bytes == len(data):
+                self._end(known.head)
+                handler.on_whole(known.head, data[start:])
+            else:
+                self._read_head(handler, data)
         except BadFraming as error:
             self._lose(BadUpstream(f"{self.origin} sent an answer that cannot be read: {error}."))
 
     def eof_received(self) -> bool | None:
         handler = self._handler
         head = self._head
-        if handler is not None and head is not None and head.length is None and not head.chunked:
-            self._end()
+        if handler is not None and head is not None and not head.sized and not head.chunked:
+            self._end(head)
             handler.on_data(b"", ended=True)
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.forget(self)
         handler, self._handler = self._handler, None
-        if handler is not None:
+        request, self._request = self._request, None
+        if handler is None or request is None:
+            return
+        if self._reused and not self._received:
+            # The server may have closed it just as the request went out: a fresh connection tells.
+            self._pool.dial(request, handler)
+        else:
             handler.on_lost(UpstreamLost(f"{self.origin} closed the connection before its answer was complete."))
 
     # ---- reading -------------------------------------------------------------------------------------------
 
-    def _read_head(self, handler: ResponseHandler, data: bytes) -> bytes:
-        """Consume the response head; returns what follows it."""
+    def _read_head(self, handler: ResponseHandler, data: bytes) -> None:
+        """Read the response head, and what follows it."""
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
+        no_body = cast("UpstreamRequest", self._request).no_body
         while True:
             end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
             if end < 4:
                 if len(data) >= MAX_HEAD_BYTES:
                     raise BadFraming("its head has no end")
                 self._buffer = data
-                return b""
-            head = self._pool.parse_head(data[:end], no_body=self._no_body)
+                return
+            head, self._left, known = self._pool.parse_head(data[:end], no_body=no_body)
+            self._known = known or self._known
             data = data[end:]
             if head.status >= 200:
                 break
         self._head = head
-        self._left = head.length or 0
         self._chunks = None
         handler.on_head(head)
-        if head.length == 0 and self._handler is handler:
+        if self._handler is not handler:
+            return
+        if head.sized and not self._left:
             if data:
                 raise BadFraming("bytes follow an answer without a body")
-            self._end()
+            self._end(head)
             handler.on_data(b"", ended=True)
-        return data
+        elif data:
+            self._read_body(handler, head, data)
 
-    def _read_body(self, handler: ResponseHandler, data: bytes) -> None:
-        head = cast("ResponseHead", self._head)
+    def _read_body(self, handler: ResponseHandler, head: ResponseHead, data: bytes) -> None:
         if head.chunked:
             chunks = self._chunks
             if chunks is None or chunks.between_chunks:
                 kind = whole_chunks(data)
                 if kind:
                     if kind == 2:
-                        self._end()
+                        self._end(head)
                     handler.on_frames(data, kind == 2)
                     return
                 if chunks is None:
                     chunks = self._chunks = ChunkDecoder()
             payload = chunks.feed(data)
             if chunks.ended:
-                self._end()
+                self._end(head)
             if payload or chunks.ended:
                 handler.on_data(payload, chunks.ended)
-        elif head.length is None:
+        elif not head.sized:
             handler.on_data(data, ended=False)
         else:
             self._left -= len(data)
             if self._left < 0:
                 raise BadFraming("its body is longer than announced")
             if self._left == 0:
-                self._end()
+                self._end(head)
             handler.on_data(data, self._left == 0)
 
-    def _end(self) -> None:
+    def _end(self, head: ResponseHead) -> None:
         """The response is complete: back to the pool, or closed."""
-        self._handler = None
-        self.resume()
-        if cast("ResponseHead", self._head).keep_alive and not self._transport.is_closing():
+        self._handler = self._request = None
+        if self.paused:
+            self._resume()
+        if head.keep_alive:
+            self._reused = True
             self._pool.give_back(self)
         else:
             self._transport.close()
@@ -283,30 +339,45 @@ class UpstreamPool:
         self._tls = tls
         self._connect_timeout_s = connect_timeout_s
         self._idle: dict[Origin, list[UpstreamConnection]] = {}
-        self._memo: dict[bytes, ResponseHead] = {}
+        self._sized: HeadMemo[ResponseHead] = HeadMemo()
+        self._unsized: dict[bytes, ResponseHead] = {}
+        self._dialling: set[asyncio.Task[None]] = set()
 
-    def take(self, origin: Origin) -> UpstreamConnection | None:
-        """An idle connection to `origin`, the one used last, or None."""
-        idle = self._idle.get(origin)
-        if not idle:
-            return None
-        connection = idle.pop()
-        connection.reused = True
-        return connection
+    def send(self, request: UpstreamRequest, handler: ResponseHandler) -> None:
+        """Send a request over the idle connection that was used last, else over a new one.
+
+        `handler` hears the response, or NoReplica where no connection can be made.
+        """
+        idle = self._idle.get(request.origin)
+        if idle:
+            idle.pop().send(request, handler)
+        else:
+            self.dial(request, handler)
+
+    def dial(self, request: UpstreamRequest, handler: ResponseHandler) -> None:
+        """As `send`, over a new connection."""
+        task = asyncio.get_running_loop().create_task(self._dial(request, handler))
+        self._dialling.add(task)
+        task.add_done_callback(self._dialling.discard)
+
+    async def _dial(self, request: UpstreamRequest, handler: ResponseHandler) -> None:
+        try:
+            connection = await self.connect(request.origin)
+        except KuwaError as error:
+            if not handler.over:
+                handler.on_lost(error)
+            return
+        if handler.over:
+            connection.abandon()
+        else:
+            connection.send(request, handler)
 
     async def connect(self, origin: Origin) -> UpstreamConnection:
         """A new connection. Raises NoReplica with the reason."""
-        loop = asyncio.get_running_loop()
         tls = self._tls_context() if origin.scheme == "https" else None
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(self, origin),
-                    origin.address or origin.host,
-                    origin.port,
-                    ssl=tls,
-                    server_hostname=origin.host if tls is not None else None,
-                )
+                return await self._opened(origin, tls)
         except TimeoutError as error:
             raise NoReplica(f"{origin} did not accept a connection in {self._connect_timeout_s:g} s.") from error
         except ssl.SSLError as error:
@@ -316,10 +387,22 @@ class UpstreamPool:
             ) from error
         except OSError as error:
             raise NoReplica(f"{origin} cannot be reached ({error.strerror or error}).") from error
+
+    async def _opened(self, origin: Origin, tls: ssl.SSLContext | None) -> UpstreamConnection:
+        """A connection by the direct way; another pool may know another. Raises OSError."""
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: UpstreamConnection(self, origin),
+            origin.address or origin.host,
+            origin.port,
+            ssl=tls,
+            server_hostname=origin.host if tls is not None else None,
+        )
         return connection
 
     def give_back(self, connection: UpstreamConnection) -> None:
-        idle = self._idle.setdefault(connection.origin, [])
+        idle = self._idle.get(connection.origin)
+        if idle is None:
+            idle = self._idle[connection.origin] = []
         if len(idle) < MAX_IDLE_PER_ORIGIN:
             connection.since = self.now
             idle.append(connection)
@@ -334,17 +417,27 @@ class UpstreamPool:
             if not idle:
                 del self._idle[connection.origin]
 
-    def parse_head(self, head: bytes, *, no_body: bool) -> ResponseHead:
-        """`framing.parse_head` with a memo: an upstream's heads repeat byte for byte."""
+    def parse_head(self, raw: bytes, *, no_body: bool) -> tuple[ResponseHead, int, KnownHead[ResponseHead] | None]:
+        """`framing.parse_head` with a memo: an upstream's heads repeat, but for the length. Gives the head, the
+        announced length, and by what the head is known again where it has one."""
         if no_body:
-            return parse_head(head, no_body=True)
-        known = self._memo.get(head)
-        if known is None:
-            known = parse_head(head)
-            if len(self._memo) >= MAX_MEMO:
-                self._memo.clear()
-            self._memo[head] = known
-        return known
+            return *parse_head(raw, no_body=True), None
+        head = self._unsized.get(raw)
+        if head is not None:
+            return head, 0, None
+        cut = cut_head(raw)
+        known = self._sized.get(cut) if cut is not None else None
+        if known is not None:
+            known.begins(raw)
+            return known.head, known.body_bytes, known
+        head, length = parse_head(raw)
+        if cut is not None and head.sized and head.status not in (204, 304):
+            return head, length, self._sized.add(cut, head)
+        if not head.sized:
+            if len(self._unsized) >= MAX_MEMO:
+                self._unsized.clear()
+            self._unsized[raw] = head
+        return head, length, None
 
     def sweep(self, now: float) -> None:
         """Close connections that have been idle for long."""
@@ -354,7 +447,9 @@ class UpstreamPool:
                 connection.abandon()
 
     def close(self) -> None:
-        """Cut every connection."""
+        """Cut every connection, and give up those that are being made."""
+        for task in list(self._dialling):
+            task.cancel()
         for connection in list(self.connections):
             connection.abandon()
 

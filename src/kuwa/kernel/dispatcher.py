@@ -114,7 +114,7 @@ class Dispatcher:
         policies: Mapping[str, PolicyName] | None = None,
     ) -> None:
         self._registry = registry
-        self._policies = policies or {}
+        self.policies = policies or {}
         self._weights = weights
         self._limits = limits or Limits()
         self._pools: dict[str, _Pool] = {}
@@ -135,9 +135,8 @@ class Dispatcher:
         QueueFull where too many wait.
         """
         pool = self._pools.get(ticket.access_code)
-        patient = now < self._patient_until
         if pool is None:
-            if not patient:
+            if now >= self._patient_until:
                 raise self._unserved(ticket.access_code)
             pool = self._pool(ticket.access_code)
         if ticket.excluded:
@@ -152,9 +151,8 @@ class Dispatcher:
         if not pool.queue.waiting:
             replica = pool.policy.choose(ticket.excluded, ticket.trail)
             if replica is not None:
-                self._grant(ticket, replica)
-                return replica
-        if not patient and not pool.worth_waiting(ticket.excluded):
+                return self._grant(ticket, replica)
+        if now >= self._patient_until and not pool.worth_waiting(ticket.excluded):
             raise self._no_replica(pool, ticket.excluded)
         if not ticket.excluded:
             self._refuse_overflow(pool, ticket)
@@ -169,7 +167,14 @@ class Dispatcher:
         ticket.replica = None
         if ticket.key is not None:
             self._keyed.pop(ticket, None)
-        return self._free(replica)
+        replica.running -= 1
+        pools = self._pools_of.get(replica, ())
+        anyone = False
+        for pool in pools:
+            pool.policy.freed(replica)
+            if pool.queue.waiting or pool.queue.returned:
+                anyone = True
+        return self._serve(pools) if anyone else []
 
     def cancel(self, ticket: Ticket, now: float) -> list[Ticket]:
         """The request is given up: take the ticket out of the queue, or give its slot back."""
@@ -235,7 +240,7 @@ class Dispatcher:
 
     def policy_of(self, access_code: str) -> PolicyName:
         """By what its replicas are chosen: tells a dialect which trail to lay."""
-        return self._policies.get(access_code, "least_loaded")
+        return self.policies.get(access_code, "least_loaded")
 
     def not_found(self, access_code: str) -> ModelNotFound:
         """The error for an access code that is not served, naming those that are spelt like it."""
@@ -261,23 +266,14 @@ class Dispatcher:
         """The (history_id, user_id) of one v1.0 chat that each replica holds a slot for."""
         return {t.replica: t.key for t in self._keyed if t.replica is not None and t.key is not None}
 
-    def _grant(self, ticket: Ticket, replica: Replica) -> None:
+    def _grant(self, ticket: Ticket, replica: Replica) -> Replica:
         ticket.replica = replica
         replica.running += 1
         for pool in self._pools_of[replica]:
-            pool.policy.update(replica)
+            pool.policy.took(replica)
         if ticket.key is not None:
             self._keyed[ticket] = None
-
-    def _free(self, replica: Replica) -> list[Ticket]:
-        replica.running -= 1
-        pools = self._pools_of.get(replica, ())
-        anyone = False
-        for pool in pools:
-            pool.policy.update(replica)
-            if pool.queue.waiting or pool.queue.returned:
-                anyone = True
-        return self._serve(pools) if anyone else []
+        return replica
 
     def _serve(self, pools: tuple[_Pool, ...]) -> list[Ticket]:
         """Grant what can be granted. Access codes that share a replica take turns at its slots."""

@@ -51,12 +51,10 @@ class TickingClock:
     """Monotonic seconds: `now` as of the last tick, which costs nothing to read, and `time()` exactly."""
 
     __slots__ = ("now",)
+    time = staticmethod(monotonic)
 
     def __init__(self) -> None:
         self.now = monotonic()
-
-    def time(self) -> float:
-        return monotonic()
 
 
 class Watch:

@@ -42,11 +42,12 @@ OTHERS = "(others)"
 
 
 class Histogram:
-    """Seconds, counted into buckets of fixed bounds."""
+    """Seconds, counted into buckets of fixed bounds. `zeros` are observations of 0 s, which need no looking for."""
 
-    __slots__ = ("_counts", "_total")
+    __slots__ = ("_counts", "_total", "zeros")
 
     def __init__(self) -> None:
+        self.zeros = 0
         self._counts = [0] * (len(LATENCY_BUCKETS_S) + 1)
         self._total = 0.0
 
@@ -57,17 +58,29 @@ class Histogram:
     def cumulative(self) -> tuple[list[tuple[str, float]], float]:
         """Prometheus' buckets (upper bound, count up to it), and the sum of all observations."""
         buckets: list[tuple[str, float]] = []
-        count = 0
+        count = self.zeros
         for bound, here in zip((*map(str, LATENCY_BUCKETS_S), "+Inf"), self._counts, strict=True):
             count += here
             buckets.append((bound, count))
         return buckets, self._total
 
+    def __add__(self, other: Histogram) -> Histogram:
+        both = Histogram()
+        both.zeros = self.zeros + other.zeros
+        both._counts = [one + another for one, another in zip(self._counts, other._counts, strict=True)]
+        both._total = self._total + other._total
+        return both
+
 
 class Tally:
-    """The counts of one access code. `outcomes` is keyed by `ok`, `cancelled` or the code of a KuwaError."""
+    """The counts of one access code. `outcomes` is keyed by `ok`, `cancelled` or the code of a KuwaError.
+
+    An answer in one piece has its first content at its end: `whole_time` is both its request time and its time to
+    the first token, and neither of the other two has it.
+    """
 
     __slots__ = (
+        "cached_tokens",
         "completion_tokens",
         "outcomes",
         "prompt_tokens",
@@ -75,14 +88,17 @@ class Tally:
         "request_time",
         "retries",
         "time_to_first_token",
+        "whole_time",
     )
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
         self.request_time = Histogram()
         self.time_to_first_token = Histogram()
+        self.whole_time = Histogram()
         self.queue_wait = Histogram()
         self.prompt_tokens = 0
+        self.cached_tokens = 0
         self.completion_tokens = 0
         self.retries = 0
 
@@ -129,7 +145,9 @@ class Collector:
             "kuwa_requests", "Requests ended, by how they ended.", labels=("access_code", "outcome")
         )
         tokens = CounterMetricFamily(
-            "kuwa_tokens", "Tokens as the executors counted them.", labels=("access_code", "kind")
+            "kuwa_tokens",
+            "Tokens as the executors counted them; the cached are among the prompt's.",
+            labels=("access_code", "kind"),
         )
         retries = CounterMetricFamily(
             "kuwa_retries", "Requests sent to another replica after one failed.", labels=("access_code",)
@@ -141,6 +159,7 @@ class Collector:
             for outcome, count in tally.outcomes.items():
                 requests.add_metric((code, outcome), count)
             tokens.add_metric((code, "prompt"), tally.prompt_tokens)
+            tokens.add_metric((code, "cached"), tally.cached_tokens)
             tokens.add_metric((code, "completion"), tally.completion_tokens)
             retries.add_metric((code,), tally.retries)
         for outcome, count in self._metrics.resumes.items():
@@ -158,8 +177,8 @@ class Collector:
         wait = HistogramMetricFamily("kuwa_queue_wait_seconds", "Time spent waiting for a slot.", labels=labels)
         for code, tally in self._metrics.items():
             for family, histogram in (
-                (whole, tally.request_time),
-                (first, tally.time_to_first_token),
+                (whole, tally.request_time + tally.whole_time),
+                (first, tally.time_to_first_token + tally.whole_time),
                 (wait, tally.queue_wait),
             ):
                 buckets, total = histogram.cumulative()

@@ -1,7 +1,8 @@
 """Which replica takes a request, among those that are ready and have a free slot.
 
 The dispatcher keeps one policy per access code, tells it whenever a replica's load or state changed, and asks it
-to choose. A choice costs the same for one replica and for a thousand: the order is kept, not computed per request.
+to choose. A choice costs the same for one replica and for a thousand: of many the order is kept, not computed per
+request.
 
 Which policy an access code has is a setting: `least_loaded`, or `prefix` and `session`, which bring a request to
 where its conversation, or its session, has been before (`kernel/trail` says what those are).
@@ -10,7 +11,8 @@ where its conversation, or its session, has been before (`kernel/trail` says wha
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
+from math import inf
 from typing import Literal
 
 from kuwa.kernel.registry import UNLIMITED, Replica
@@ -30,6 +32,8 @@ MAX_PLACES = 50_000  # some 15 MB; more conversations than the caches of a hundr
 FOLLOWED = 4  # requests that one place attracts before the next replica is to compute the same
 COMMON = 8  # a beginning known in so many places is everyone's, and attracts nobody
 
+FEW = 8  # among so many the least loaded is found faster by looking than by keeping an order
+
 _Entry = tuple[float, int, Replica]
 
 
@@ -45,46 +49,77 @@ def _size(replica: Replica) -> int:
 class LeastLoaded:
     """Lowest load first; among equals the one that has waited longest, so that they take turns.
 
-    Load is the part of its slots that a replica holds. The heap's entries are (load, turn, replica); a replica's
-    entry counts only while it carries the replica's latest turn. Older ones are dropped when they come up, and all
-    at once when they outnumber the others.
+    Load is the part of its slots that a replica holds. Of few replicas the first is looked for when it is asked for.
+    Beyond `FEW` a heap keeps their order: each replica with a free slot has one entry (load, turn, replica) that
+    counts, made anew when its load changes. Older ones are dropped when they come up, and all at once when they
+    outnumber the others.
     """
 
-    __slots__ = ("_heap", "_turn", "_turns")
+    __slots__ = ("_heap", "_ready", "_turn")
 
     def __init__(self) -> None:
-        self._heap: list[_Entry] = []
-        self._turns: dict[Replica, int] = {}
+        self._ready: dict[Replica, _Entry | None] = {}  # in the order in which they took their turns
+        self._heap: list[_Entry] | None = None
         self._turn = 0
 
     def update(self, replica: Replica) -> None:
-        """The replica's running count, slots or state changed."""
-        slots = replica.slots
-        running = replica.running
-        if running >= replica.admits or replica.state != "ready":
-            self._turns.pop(replica, None)
-            return
-        self._turn = turn = self._turn + 1
-        self._turns[replica] = turn
-        heap = self._heap
-        heappush(heap, (running / (slots if slots < UNLIMITED else NOMINAL_SLOTS), turn, replica))
-        if len(heap) > 2 * len(self._turns) + 64:
-            self._compact()
+        """The replica's state, slots or load changed; the others come before it."""
+        self._ready.pop(replica, None)
+        if replica.state == "ready":
+            self._ready[replica] = None
+            if self._heap is not None:
+                self._enter(replica, self._heap)
+
+    def took(self, replica: Replica) -> None:
+        """The replica was given a request: the others come before it."""
+        if len(self._ready) > 1:
+            self.update(replica)
+
+    def freed(self, replica: Replica) -> None:
+        """One of the replica's slots is free again."""
+        if self._heap is not None and replica in self._ready:
+            self._enter(replica, self._heap)
 
     def discard(self, replica: Replica) -> None:
         """The replica no longer serves this access code."""
-        self._turns.pop(replica, None)
+        self._ready.pop(replica, None)
 
     def choose(self, excluded: AbstractSet[str], trail: Trail = ()) -> Replica | None:
-        """The replica to take, or None. Who asks takes it: the choice shows only after `update`."""
-        heap = self._heap
-        turns = self._turns
+        """The replica to take, or None. Who asks takes it: the choice shows only after `took`."""
+        if len(self._ready) > FEW:
+            return self._first(excluded)
+        self._heap = None
+        chosen: Replica | None = None
+        lowest = inf
+        for replica in self._ready:
+            running = replica.running
+            if running < replica.admits and not (excluded and replica.id in excluded):
+                slots = replica.slots
+                load = running / (slots if slots < UNLIMITED else NOMINAL_SLOTS)
+                if chosen is None or load < lowest:
+                    chosen, lowest = replica, load
+        return chosen
+
+    def _enter(self, replica: Replica, heap: list[_Entry]) -> None:
+        """Give the replica its place in the order."""
+        self._turn += 1
+        entry = self._ready[replica] = (load_of(replica), self._turn, replica)
+        if replica.running < replica.admits:
+            heappush(heap, entry)
+
+    def _first(self, excluded: AbstractSet[str]) -> Replica | None:
+        """The first of many."""
+        ready, heap = self._ready, self._heap
+        if heap is None or len(heap) > 2 * len(ready) + 64:
+            heap = self._heap = []
+            for replica in ready:
+                self._enter(replica, heap)
         passed: list[_Entry] = []
         chosen: Replica | None = None
         while heap:
             entry = heap[0]
             replica = entry[2]
-            if turns.get(replica) != entry[1]:
+            if ready.get(replica) is not entry:
                 heappop(heap)
             elif excluded and replica.id in excluded:
                 passed.append(heappop(heap))
@@ -94,11 +129,6 @@ class LeastLoaded:
         for entry in passed:
             heappush(heap, entry)
         return chosen
-
-    def _compact(self) -> None:
-        turns = self._turns
-        self._heap = [entry for entry in self._heap if turns.get(entry[2]) == entry[1]]
-        heapify(self._heap)
 
 
 class Follow(LeastLoaded):
@@ -151,7 +181,11 @@ class Follow(LeastLoaded):
         return None
 
     def _is_near(self, replica: Replica, lowest: float) -> bool:
-        return replica in self._turns and replica.running <= NEAR * lowest * _size(replica) + AHEAD
+        return (
+            replica in self._ready
+            and replica.running < replica.admits
+            and replica.running <= NEAR * lowest * _size(replica) + AHEAD
+        )
 
     def _remember(self, mark: int, replica: Replica) -> None:
         places = self._places

@@ -22,28 +22,26 @@ _NOBODY: frozenset[str] = frozenset()
 
 
 class Quarantine:
-    """The requests that something has died under within the last minute, and how often."""
+    """The requests that something has died under within the last minute, and how often.
+
+    While there are no `suspects` there is nothing to ask or report but deaths.
+    """
 
     def __init__(self) -> None:
-        self._suspects: dict[Digest, tuple[frozenset[str], float]] = {}
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing is suspected: then there is nothing to ask or report but deaths."""
-        return not self._suspects
+        self.suspects: dict[Digest, tuple[frozenset[str], float]] = {}
 
     def died(self, access_code: str, body: bytes, replica_id: str, now: float) -> None:
         """A replica died under this request. Of several such requests that were alike, one death counts once."""
         digest = _digest(access_code, body)
         dead = self._dead(digest, now) | {replica_id}
-        self._suspects.pop(digest, None)
-        if len(self._suspects) >= MAX_SUSPECTS:
-            del self._suspects[next(iter(self._suspects))]
-        self._suspects[digest] = (dead, now + WINDOW_S)
+        self.suspects.pop(digest, None)
+        if len(self.suspects) >= MAX_SUSPECTS:
+            del self.suspects[next(iter(self.suspects))]
+        self.suspects[digest] = (dead, now + WINDOW_S)
 
     def cleared(self, access_code: str, body: bytes) -> None:
         """The request was answered: it does not kill."""
-        self._suspects.pop(_digest(access_code, body), None)
+        self.suspects.pop(_digest(access_code, body), None)
 
     def check(self, access_code: str, body: bytes, now: float) -> None:
         """Raises RequestQuarantined."""
@@ -55,11 +53,11 @@ class Quarantine:
 
     def sweep(self, now: float) -> None:
         """Forget what is over."""
-        for digest in [digest for digest, (_, until) in self._suspects.items() if until <= now]:
-            del self._suspects[digest]
+        for digest in [digest for digest, (_, until) in self.suspects.items() if until <= now]:
+            del self.suspects[digest]
 
     def _dead(self, digest: Digest, now: float) -> frozenset[str]:
-        dead, until = self._suspects.get(digest, (_NOBODY, 0.0))
+        dead, until = self.suspects.get(digest, (_NOBODY, 0.0))
         return dead if now < until else _NOBODY
 
 

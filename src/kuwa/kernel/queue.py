@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from kuwa.kernel.policy import Trail
 from kuwa.kernel.registry import Replica
@@ -21,8 +22,7 @@ MIN_WEIGHT = 0.1
 MAX_WEIGHT = 100.0
 
 
-@dataclass(slots=True, eq=False)
-class Ticket:
+class Ticket(msgspec.Struct, eq=False):
     """One request's claim to a slot, from its admission to its release.
 
     `cost_bytes` is the size of the request while it waits. `key` is the v1.0 pair (history_id, user_id), which

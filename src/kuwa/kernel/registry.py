@@ -51,6 +51,7 @@ class Replica:
     The registry alone writes `state`; the dispatcher alone writes `running`, the exact count of held slots.
     `admits` is how many slots may be held now: all `slots`, or one while it is on trial. `lost` is set when its
     process is given up as dead or frozen, so that whatever still waits for it need wait no longer.
+    `resumes`: its streams can be gone on with elsewhere, and others' here.
     `base_url` is of the OpenAI dialect (`http://127.0.0.1:4001/v1`), `endpoint` the chat endpoint of the v1.0
     wire. `model` is the name to send upstream, empty where it is the access code. Times are monotonic seconds.
     """
@@ -83,16 +84,12 @@ class Replica:
     capabilities: frozenset[str] = frozenset()
     context_length: int = 0
     fingerprint: str = ""
+    resumes: bool = False
     executor: str = ""
     version: str = ""
 
     def __post_init__(self) -> None:
         self.admits = self.slots
-
-    @property
-    def resumes(self) -> bool:
-        """Whether its streams can be gone on with elsewhere, and others' here."""
-        return bool(self.fingerprint) and "resume" in self.capabilities
 
     @property
     def address(self) -> str:
@@ -185,6 +182,7 @@ class Registry:
         replica.fingerprint = registration.fingerprint
         replica.load = registration.load
         replica.capabilities = frozenset(registration.capabilities)
+        replica.resumes = bool(replica.fingerprint) and "resume" in replica.capabilities
         replica.context_length = registration.context_length
         replica.executor = registration.executor
         replica.version = registration.version

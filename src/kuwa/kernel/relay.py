@@ -1,7 +1,7 @@
 """One attempt: the response of one replica, heard as it comes and written to the client.
 
-`chat` makes a relay for each attempt and awaits its `outcome`. Nothing is written before the first content, so that
-an attempt which fails before it can be made again elsewhere. There are three:
+`chat` has the client's dialect make a relay for each attempt, and waits until it is `over`. Nothing is written before
+the first content, so that an attempt which fails before it can be made again elsewhere. There are three:
 
 - `EventRelay`: OpenAI events to an OpenAI client, the hot path. Whole events pass unread. The first events are held
   until one has content; reads whose end is not that of an ordinary event are read event by event, which is where
@@ -14,15 +14,16 @@ an attempt which fails before it can be made again elsewhere. There are three:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
-from kuwa.http.exchange import Exchange, HeaderPair
+from kuwa.http.exchange import Exchange, header_lines
 from kuwa.http.framing import ResponseHead, unframe
+from kuwa.http.upstream import UpstreamConnection
 from kuwa.kernel.events import blocks_of, data_of, event_in, whole_events
 from kuwa.kernel.resume import Journal, Replay
-from kuwa.kernel.story import Signal
 from kuwa.kernel.translate import PassedOn, TextFromEvents, Translator, Usage
 from kuwa.wire import sse
 from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamLost
@@ -39,21 +40,12 @@ _NULL_FINISH = b'"finish_reason":null'
 _NEVER = b"\0"
 
 
-class Refusal(msgspec.Struct, frozen=True, gc=False):
+class Refusal(msgspec.Struct, gc=False):
     """An answer other than 200. `retry_after` is the header's value, empty where there was none."""
 
     status: int
-    body: bytes
+    body: bytearray
     retry_after: bytes = b""
-
-
-class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """How an attempt ended: complete, or with `error`. `delivered` says whether the client has been sent content."""
-
-    error: KuwaError | None = None
-    delivered: bool = False
-    refusal: Refusal | None = None
-    usage: Usage | None = None
 
 
 class Clock(Protocol):
@@ -64,55 +56,91 @@ class Clock(Protocol):
     def time(self) -> float: ...
 
 
-class Relay:
+def _nobody() -> None:
+    """Nobody waits for the end."""
+
+
+class Relay(msgspec.Struct, eq=False):
     """What all attempts share: refusals collected, losses told, the first content stamped.
 
-    `takes_comments`: what the client gets are whole events, so that a comment may stand between any two writes.
+    `over`: it has ended, complete or with `error` or `refusal`; then `on_over` is called. `begun`: the client has
+    been sent content of it.
     """
 
-    takes_comments = False
+    exchange: Exchange
+    headers: bytes
+    clock: Clock
+    on_over: Callable[[], None] = _nobody
+    connection: UpstreamConnection | None = None
+    over: bool = False
+    begun: bool = False
+    first_content_at: float = 0.0
+    error: KuwaError | None = None
+    refusal: Refusal | None = None
+    usage: Usage | None = None
 
-    __slots__ = ("_clock", "_exchange", "_headers", "_refusal", "_refused", "begun", "first_content_at", "outcome")
-
-    def __init__(self, exchange: Exchange, headers: tuple[HeaderPair, ...], clock: Clock) -> None:
-        self._exchange = exchange
-        self._headers = headers
-        self._clock = clock
-        self._refused: bytearray | None = None
-        self._refusal = Refusal(0, b"")
-        self.begun = False
-        self.first_content_at = 0.0
-        self.outcome: Signal[Outcome] = Signal()
+    @property
+    def takes_comments(self) -> bool:
+        """Whether what the client gets are whole events, so that a comment may stand between any two writes."""
+        return False
 
     # ---- ResponseHandler -----------------------------------------------------------------------------------
 
     def on_head(self, head: ResponseHead) -> None:
+        exchange = self.exchange
+        exchange.source = self
+        if exchange.connection.congested:
+            self.pause()
         if head.status != 200:
-            self._refusal = Refusal(head.status, b"", head.get(b"retry-after") or b"")
-            self._refused = bytearray()
+            self.refusal = Refusal(head.status, bytearray(), head.get(b"retry-after") or b"")
         else:
             self._accepted(head)
+
+    def on_whole(self, head: ResponseHead, body: bytes) -> None:
+        self.on_head(head)
+        self.on_data(body, ended=True)
 
     def on_frames(self, frames: bytes, ended: bool) -> None:
         self.on_data(unframe(frames), ended)
 
     def on_data(self, data: bytes, ended: bool) -> None:
-        refused = self._refused
-        if refused is None:
+        if self.over:
+            return
+        refusal = self.refusal
+        if refusal is None:
             self._body(data, ended)
             return
-        refused += data[: MAX_ERROR_BYTES - len(refused)]
+        refusal.body += data[: MAX_ERROR_BYTES - len(refusal.body)]
         if ended:
-            refusal = Refusal(self._refusal.status, bytes(refused), self._refusal.retry_after)
-            self.outcome.fire(Outcome(refusal=refusal))
+            self._end()
 
     def on_lost(self, error: KuwaError) -> None:
-        self._fail(error)
+        """The attempt has failed. A second call does nothing."""
+        if self.over:
+            return
+        self.error = error
+        if self.connection is not None:
+            self.connection.cancel(self)
+        self._end()
+
+    # ---- Source of the exchange ----------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        if self.connection is not None:
+            self.connection.pause(self)
+
+    def resume(self) -> None:
+        if self.connection is not None:
+            self.connection.resume(self)
 
     # ---- what the attempts differ in -----------------------------------------------------------------------
 
     def _accepted(self, head: ResponseHead) -> None:
-        self._headers += tuple(field for field in head.headers if field[0] in PASSED_HEADERS)
+        """The answer begins. What of its head passes on to the client is read once for all answers with that head."""
+        passed = head.derived
+        if passed is None:
+            passed = head.derived = header_lines(field for field in head.headers if field[0] in PASSED_HEADERS)
+        self.headers += passed
 
     def _body(self, data: bytes, ended: bool) -> None:
         raise NotImplementedError
@@ -122,105 +150,90 @@ class Relay:
     def _begin(self) -> None:
         """The first content is here: from now on this attempt is the client's answer."""
         self.begun = True
-        self.first_content_at = self._clock.time()
-        if not self._exchange.started:  # a client that asked to be told of its waiting has had the head already
-            self._exchange.start(200, self._headers)
+        self.first_content_at = self.clock.time()
+        if not self.exchange.started:  # a client that asked to be told of its waiting has had the head already
+            self.exchange.start(200, self.headers)
 
-    def _fail(self, error: KuwaError) -> None:
-        self.outcome.fire(Outcome(error=error, delivered=self.begun))
+    def _end(self) -> None:
+        self.over = True
+        self.exchange.source = None
+        self.on_over()
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more: cut the connection that still carries it."""
+        self.over = True
+        self.exchange.source = None
+        if self.connection is not None:
+            self.connection.cancel(self)
 
 
-class EventRelay(Relay):
+class EventRelay(Relay, kw_only=True):
     """OpenAI events, passed through."""
 
-    takes_comments = True
+    include_usage: bool = False
+    journal: Journal | None = None
+    replay: Replay | None = None
+    carry: bytes = b""
+    held: bytes = b""
+    ordinary: bytes = _NEVER
+    finished: bool = False
+    done: bool = False
+    kept: bytearray | None = None
+    room: int = 0
 
-    __slots__ = (
-        "_carry",
-        "_done",
-        "_finished",
-        "_held",
-        "_journal",
-        "_kept",
-        "_ordinary",
-        "_replay",
-        "_room",
-        "_usage",
-        "_usage_wanted",
-    )
-
-    def __init__(
-        self,
-        exchange: Exchange,
-        headers: tuple[HeaderPair, ...],
-        clock: Clock,
-        *,
-        include_usage: bool,
-        journal: Journal | None = None,
-        replay: Replay | None = None,
-    ) -> None:
-        super().__init__(exchange, headers, clock)
-        self._usage_wanted = include_usage
-        self._usage: Usage | None = None
-        self._carry = b""
-        self._held = b""
-        self._ordinary = _NEVER
-        self._finished = False
-        self._done = False
-        self._journal = journal
-        self._replay = replay
-        self._kept: bytearray | None = None
-        self._room = 0
-        if replay is not None and journal is not None:
+    def __post_init__(self) -> None:
+        if self.replay is not None and self.journal is not None:
             self.begun = True
-            self._kept = journal.frames
-            self._room = journal.room
+            self.kept = self.journal.frames
+            self.room = self.journal.room
+
+    @property
+    def takes_comments(self) -> bool:
+        return True
 
     def _accepted(self, head: ResponseHead) -> None:
         super()._accepted(head)
         content_type = head.get(b"content-type") or b""
         if not content_type.startswith(b"text/event-stream"):
-            self._fail(BadUpstream(f"The replica answered a stream with {content_type[:100]!r} in place of events."))
+            self.on_lost(BadUpstream(f"The replica answered a stream with {content_type[:100]!r} in place of events."))
 
     def on_frames(self, frames: bytes, ended: bool) -> None:
         # Nothing held, nothing cut, nothing but ordinary events: the replica's own framing passes on.
-        if self.begun and frames.endswith(self._ordinary) and not self._carry and self._exchange.chunked:
-            self._exchange.write_framed(frames)
-            kept = self._kept
+        if self.begun and frames.endswith(self.ordinary) and not self.carry and self.exchange.chunked:
+            self.exchange.write_framed(frames)
+            kept = self.kept
             if kept is not None:
                 kept += frames
-                if len(kept) > self._room:
+                if len(kept) > self.room:
                     self._grow()
         else:
             self.on_data(unframe(frames), ended)
 
     def _grow(self) -> None:
         """The journal wants more room; without it, nothing is kept any more."""
-        journal = self._journal
+        journal = self.journal
         if journal is None or not journal.grow():
-            self._kept = None
+            self.kept = None
         else:
-            self._room = journal.room
+            self.room = journal.room
 
     def _body(self, data: bytes, ended: bool) -> None:
-        if self.outcome.fired:
-            return
-        if self._carry:
-            data = self._carry + data
+        if self.carry:
+            data = self.carry + data
         cut = len(data) if ended else whole_events(data)
-        self._carry = data[cut:]
-        if len(self._carry) > sse.MAX_EVENT_BYTES:
-            self._fail(BadUpstream(f"The replica sent an event of more than {sse.MAX_EVENT_BYTES} bytes."))
+        self.carry = data[cut:]
+        if len(self.carry) > sse.MAX_EVENT_BYTES:
+            self.on_lost(BadUpstream(f"The replica sent an event of more than {sse.MAX_EVENT_BYTES} bytes."))
             return
         events = data[:cut]
         if events:
             try:
                 self._pass(events)
             except KuwaError as error:
-                self._fail(error)
+                self.on_lost(error)
                 return
         if ended:
-            self._end()
+            self._complete()
 
     def _pass(self, events: bytes) -> None:
         """Pass whole events on, held back, thinned out or as they are. Raises what makes the attempt fail."""
@@ -235,92 +248,82 @@ class EventRelay(Relay):
             if event is None:
                 if not (data or self.begun):
                     continue  # a comment: a sign of life, which has been noticed
-                self._done = self._done or data == sse.DONE
+                self.done = self.done or data == sse.DONE
             else:
                 if event.error is not None:
                     self._write(b"".join(kept), content)
                     raise PassedOn.of(502, data) or BadUpstream(f"The replica failed: {data[:500]!r}")
                 content = content or event.has_content
-                self._finished = self._finished or event.finishes
+                self.finished = self.finished or event.finishes
                 if event.usage is not None:
-                    self._usage = event.usage
-                    if not event.choices and not self._usage_wanted:
+                    self.usage = event.usage
+                    if not event.choices and not self.include_usage:
                         continue
             kept.append(new)
         self._write(events if len(kept) == 1 and len(kept[0]) == len(events) else b"".join(kept), content)
 
     def _expected(self, block: bytes) -> bytes:
         """What of an event is for the client: not the announcement, nor what it has had before the replica was lost."""
-        if self._replay is not None:
-            new = self._replay.take(block)
-            if self._replay.done:
-                self._replay = None
-                self.first_content_at = self._clock.time()
+        if self.replay is not None:
+            new = self.replay.take(block)
+            if self.replay.done:
+                self.replay = None
+                self.first_content_at = self.clock.time()
             return new
-        if not self.begun and self._journal is not None:
+        if not self.begun and self.journal is not None:
             announced = announcement_in(block)
             if announced is not None:
-                self._kept = self._journal.begin(announced)
+                self.kept = self.journal.begin(announced)
                 return b""
         return block
 
     def _write(self, out: bytes, content: bool) -> None:
         if not self.begun:
-            self._held += out
-            if not content and not self._finished and len(self._held) < MAX_HELD_BYTES:
+            self.held += out
+            if not content and not self.finished and len(self.held) < MAX_HELD_BYTES:
                 return
-            out, self._held = self._held, b""
+            out, self.held = self.held, b""
             self._begin()
         if not out:
             return
-        if not self._finished:
+        if not self.finished:
             self._learn(out)
         self._send(out)
-        if self._kept is not None:
-            self._kept += b"%x\r\n%b\r\n" % (len(out), out)
-            if len(self._kept) > self._room:
+        if self.kept is not None:
+            self.kept += b"%x\r\n%b\r\n" % (len(out), out)
+            if len(self.kept) > self.room:
                 self._grow()
 
     def _learn(self, events: bytes) -> None:
         """Remember how an ordinary event ends, so that reads ending like it need not be read."""
         start = events.rfind(_NULL_FINISH)
         if start >= 0 and len(events) - start < MAX_ORDINARY_BYTES and b'"content"' not in events[start:]:
-            self._ordinary = events[start:] + b"\r\n"
+            self.ordinary = events[start:] + b"\r\n"
         else:
-            self._ordinary = _NEVER
+            self.ordinary = _NEVER
 
-    def _end(self) -> None:
-        if not (self._finished or self._done) or not self.begun or self._replay is not None:
-            self._fail(UpstreamLost("The replica ended its answer without finishing it."))
+    def _complete(self) -> None:
+        if not (self.finished or self.done) or not self.begun or self.replay is not None:
+            self.on_lost(UpstreamLost("The replica ended its answer without finishing it."))
             return
         self._close()
-        self.outcome.fire(Outcome(delivered=True, usage=self._usage))
+        self._end()
 
     def _send(self, events: bytes) -> None:
-        self._exchange.write(events)
+        self.exchange.write(events)
 
     def _close(self) -> None:
-        self._exchange.end(b"" if self._done else sse.DONE_EVENT)
+        self.exchange.end(b"" if self.done else sse.DONE_EVENT)
 
 
 class TextRelay(EventRelay):
     """OpenAI events to a client of the v1.0 wire, which gets their text. The journal keeps the events."""
 
-    takes_comments = False
+    text: TextFromEvents = msgspec.field(default_factory=TextFromEvents)
 
-    __slots__ = ("_text",)
-
-    def __init__(
-        self,
-        exchange: Exchange,
-        headers: tuple[HeaderPair, ...],
-        clock: Clock,
-        *,
-        journal: Journal | None = None,
-        replay: Replay | None = None,
-    ) -> None:
-        super().__init__(exchange, headers, clock, include_usage=False, journal=journal, replay=replay)
-        self._text = TextFromEvents()
+    @property
+    def takes_comments(self) -> bool:
+        return False
 
     def _accepted(self, head: ResponseHead) -> None:
         """The client's content type is not the replica's; what is no stream of events shows in the text."""
@@ -329,45 +332,49 @@ class TextRelay(EventRelay):
         self.on_data(unframe(frames), ended)
 
     def _send(self, events: bytes) -> None:
-        text = self._text.feed(events)
+        text = self.text.feed(events)
         if text:
-            self._exchange.write(text)
+            self.exchange.write(text)
 
     def _close(self) -> None:
-        self._exchange.end()
+        self.exchange.end()
 
 
 class WholeRelay(Relay):
     """An answer in one piece: a completion, embeddings, a ranking. Sent when it is complete and is JSON."""
 
-    __slots__ = ("_pieces", "_size")
+    collected: bytearray | None = None
 
-    def __init__(self, exchange: Exchange, headers: tuple[HeaderPair, ...], clock: Clock) -> None:
-        super().__init__(exchange, headers, clock)
-        self._pieces: list[bytes] = []
-        self._size = 0
+    def on_whole(self, head: ResponseHead, body: bytes) -> None:
+        if head.status == 200 and not self.over:
+            self._accepted(head)
+            self._answer(body)
+        else:
+            super().on_whole(head, body)
 
     def _body(self, data: bytes, ended: bool) -> None:
-        if self.outcome.fired:
+        if ended and self.collected is None:
+            self._answer(data)
             return
-        self._pieces.append(data)
-        self._size += len(data)
-        if self._size > MAX_ANSWER_BYTES:
-            self._fail(BadUpstream(f"The replica's answer is larger than {MAX_ANSWER_BYTES} bytes."))
+        if self.collected is None:
+            self.collected = bytearray()
+        self.collected += data
+        if len(self.collected) > MAX_ANSWER_BYTES:
+            self.on_lost(BadUpstream(f"The replica's answer is larger than {MAX_ANSWER_BYTES} bytes."))
         elif ended:
-            self._answer(b"".join(self._pieces))
+            self._answer(bytes(self.collected))
 
     def _answer(self, body: bytes) -> None:
         try:
-            usage = _decode_answer(body).usage
+            self.usage = _decode_answer(body).usage
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             shown = body[:100].decode("utf-8", "replace")
-            self._fail(BadUpstream(f"The replica answered with something that is no JSON object: {shown!r}."))
+            self.on_lost(BadUpstream(f"The replica answered with something that is no JSON object: {shown!r}."))
             return
         self.begun = True
-        self.first_content_at = self._clock.time()
-        self._exchange.respond(200, body, self._headers)
-        self.outcome.fire(Outcome(delivered=True, usage=usage))
+        self.first_content_at = self.clock.time()
+        self.exchange.respond(200, body, self.headers)
+        self._end()
 
 
 class _Answer(msgspec.Struct):
@@ -377,62 +384,49 @@ class _Answer(msgspec.Struct):
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
-class TranslatingRelay(Relay):
+class TranslatingRelay(Relay, kw_only=True):
     """Through a translator. With `whole`, the client wants one piece: what the translator gave, wrapped by it."""
 
-    __slots__ = ("_collected", "_translator", "_whole")
-
-    def __init__(
-        self,
-        exchange: Exchange,
-        headers: tuple[HeaderPair, ...],
-        clock: Clock,
-        translator: Translator,
-        *,
-        whole: bool = False,
-    ) -> None:
-        super().__init__(exchange, headers, clock)
-        self._translator = translator
-        self._whole = whole
-        self._collected = bytearray()
+    translator: Translator
+    whole: bool = False
+    collected: bytearray = msgspec.field(default_factory=bytearray)
 
     def _accepted(self, head: ResponseHead) -> None:
         """The client's content type is the translation's, not the replica's."""
 
     def _body(self, data: bytes, ended: bool) -> None:
-        if self.outcome.fired:
-            return
         try:
-            out = self._translator.feed(data)
+            out = self.translator.feed(data)
         except KuwaError as error:
-            self._fail(error)
+            self.on_lost(error)
             return
         if out:
             self._out(out)
-        if ended and not self.outcome.fired:
-            self._end()
+        if ended and not self.over:
+            self._complete()
 
     def _out(self, out: bytes) -> None:
-        if self._whole:
-            self._collected += out
-            if len(self._collected) > MAX_ANSWER_BYTES:
-                self._fail(BadUpstream(f"The replica's answer is larger than {MAX_ANSWER_BYTES} bytes."))
+        if self.whole:
+            self.collected += out
+            if len(self.collected) > MAX_ANSWER_BYTES:
+                self.on_lost(BadUpstream(f"The replica's answer is larger than {MAX_ANSWER_BYTES} bytes."))
             return
         if not self.begun:
             self._begin()
-        self._exchange.write(out)
+        self.exchange.write(out)
 
-    def _end(self) -> None:
-        translator = self._translator
+    def _complete(self) -> None:
+        translator = self.translator
         if not translator.finished:
-            self._fail(UpstreamLost("The replica ended its answer without finishing it."))
+            self.on_lost(UpstreamLost("The replica ended its answer without finishing it."))
             return
-        if self._whole:
+        self.usage = translator.usage
+        if self.whole:
             self.begun = True
-            self.first_content_at = self._clock.time()
-            self._exchange.respond(200, translator.whole(bytes(self._collected)), self._headers)
+            self.first_content_at = self.clock.time()
+            self.exchange.respond(200, translator.whole(bytes(self.collected)), self.headers)
         else:
             if not self.begun:
                 self._begin()
-            self._exchange.end(translator.end())
-        self.outcome.fire(Outcome(delivered=True, usage=translator.usage))
+            self.exchange.end(translator.end())
+        self._end()

@@ -19,11 +19,16 @@ from kuwa.wire.errors import BadUpstream, KuwaError, Unsupported
 MAX_RETRY_AFTER_S = 24 * 3600
 
 
+class PromptDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int | None = None
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Token counts as every OpenAI answer carries them."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: PromptDetails | None = None
 
 
 class Translator(Protocol):

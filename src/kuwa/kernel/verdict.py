@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kuwa.kernel.registry import Replica
-from kuwa.kernel.relay import Outcome
+from kuwa.kernel.relay import Relay
 from kuwa.kernel.resume import StreamDiffers
 from kuwa.kernel.translate import PassedOn, error_from_answer
 from kuwa.wire.errors import Draining, EngineLost, KuwaError, NoReplica, QueueFull, ResumeMismatch, UpstreamLost
@@ -16,41 +16,37 @@ _NO_FAULT = frozenset((Draining.code, NoReplica.code, QueueFull.code, ResumeMism
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`error` is what the client would be told, None where the attempt went well.
+    """`error` is what the client would be told.
 
     `elsewhere`: another replica may do better, even if part of the answer has been delivered. `fault`: it counts
     against the replica. `refused`: nobody listens there. `death`: the replica, or the engine behind it, died while
     it computed the request.
     """
 
-    error: KuwaError | None = None
+    error: KuwaError
     elsewhere: bool = False
     fault: bool = False
     refused: bool = False
     death: bool = False
 
 
-WELL = Verdict()
-
-
-def judge(outcome: Outcome, replica: Replica) -> Verdict:
-    """The verdict on an attempt at `replica`."""
-    if outcome.refusal is not None:
-        refusal = outcome.refusal
+def judge(attempt: Relay, replica: Replica) -> Verdict:
+    """The verdict on an attempt at `replica` that has failed: it has a `refusal` or an `error`."""
+    error, refusal = attempt.error, attempt.refusal
+    if error is None:
+        if refusal is None:
+            raise ValueError("an attempt that went well is not judged")
         who = f"The executor at {replica.address}"
-        error, elsewhere = error_from_answer(refusal.status, refusal.body, who, refusal.retry_after)
+        error, elsewhere = error_from_answer(refusal.status, bytes(refusal.body), who, refusal.retry_after)
         elsewhere = elsewhere or error.code == ResumeMismatch.code
         fault = refusal.status >= 500 and error.code not in _NO_FAULT
         return Verdict(error, elsewhere, fault, death=error.code == EngineLost.code)
-    error = outcome.error
-    if error is None:
-        return WELL
     if isinstance(error, StreamDiffers):
         return Verdict(error)
     engine_died = error.code == EngineLost.code
     lost = isinstance(error, UpstreamLost) and replica.source != "upstream" and replica.state != "draining"
     # An error that the executor itself put into its stream would come again, unless its engine died.
-    said = isinstance(error, PassedOn) and outcome.delivered and not engine_died
+    said = isinstance(error, PassedOn) and attempt.begun and not engine_died
     return Verdict(
         error,
         elsewhere=not said,

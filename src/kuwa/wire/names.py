@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import os
+from collections.abc import Callable
 
 from kuwa.wire.errors import InvalidRequest
 
@@ -43,11 +44,7 @@ class RequestIds:
     """Draws the kernel's request ids: `req_` + a part drawn once per process + a counter. Not secret."""
 
     def __init__(self) -> None:
-        self._prefix = "req_" + os.urandom(6).hex()
-        self._counter = itertools.count(1)
-
-    def draw(self) -> str:
-        return f"{self._prefix}{next(self._counter):08x}"
+        self.draw: Callable[[], str] = map(f"req_{os.urandom(6).hex()}%08x".__mod__, itertools.count(1)).__next__
 
 
 def echoable_request_id(value: str) -> str | None:

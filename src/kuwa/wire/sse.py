@@ -105,7 +105,7 @@ def plain_events(data: bytes) -> list[bytes] | None:
     if not (data.startswith(b"data: ") and data.endswith(b"\n\n")) or b"\r" in data:
         return None
     datas = data[6:-2].split(b"\n\ndata: ")
-    return None if any(b"\n" in one for one in datas) else datas
+    return datas if data.count(b"\n") == 2 * len(datas) else None
 
 
 def _line_end(buffer: bytearray, start: int) -> int:

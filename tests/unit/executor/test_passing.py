@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuwa.executor import RawEvent, Request
-from kuwa.executor.answer import Events, Whole
+from kuwa.executor import RawAnswer, RawEvent, Request
+from kuwa.executor.answer import Events, RawText, Whole
 from kuwa.wire.errors import BadUpstream
 from kuwa.wire.sse import plain_events
 
@@ -37,9 +37,12 @@ def events(kind: str = "chat") -> Events:
 
 def sent(answer: Events, datas: list[bytes]) -> list[dict[str, Any]]:
     """The events that come out for `datas`, decoded; the role's event is left out."""
-    whole = b"".join(answer.take(RawEvent(data)) for data in datas)
-    decoded = [json.loads(data) for data in plain_events(whole) or []]
-    return [event for event in decoded if "role" not in event["choices"][0].get("delta", {})]
+    whole = decoded(b"".join(answer.take(RawEvent(data)) for data in datas))
+    return [event for event in whole if "role" not in event["choices"][0].get("delta", {})]
+
+
+def decoded(sent: bytes) -> list[dict[str, Any]]:
+    return [json.loads(data) for data in plain_events(sent) or []]
 
 
 texts = st.text(alphabet=st.characters(exclude_categories=("Cs",)), min_size=1)
@@ -141,3 +144,44 @@ def test_a_whole_answer_is_the_same_text(pieces: list[str]) -> None:
     for piece in pieces:
         answer.take(RawEvent(chunk({"content": piece})))
     assert json.loads(answer.finish())["choices"][0]["message"]["content"] == "".join(pieces)
+
+
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+MESSAGE = {"role": "assistant", "content": "海", "reasoning_content": "deep", "tool_calls": [CALL], "vendor": [None]}
+ANSWER = {
+    **TOP,
+    "object": "chat.completion",
+    "choices": [{"index": 0, "message": MESSAGE, "logprobs": None, "finish_reason": "tool_calls", "stop_reason": 7}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "vendor_tokens": 4},
+}
+
+
+def test_a_raw_answer_passes_with_nothing_but_its_names_replaced() -> None:
+    answer = Whole(Request(id="req_1", access_code="mine"), created=7, cuts_stops=False)
+    answer.take(RawAnswer(json.dumps(ANSWER).encode()))
+    assert json.loads(answer.finish()) == {**ANSWER, "id": "chatcmpl-req_1", "created": 7, "model": "mine"}
+    assert answer.counts() == ANSWER["usage"]
+    assert answer.characters == 1
+
+
+def test_a_raw_answer_becomes_events_where_a_stream_was_asked_for() -> None:
+    answer = events()
+    assert [event["choices"][0]["delta"] for event in decoded(answer.take(RawAnswer(json.dumps(ANSWER).encode())))] == [
+        {"role": "assistant", "content": ""},
+        {"content": "海", "reasoning_content": "deep", "tool_calls": [{"index": 0, **CALL}], "vendor": [None]},
+    ]
+    assert answer.reason(0) == "tool_calls"
+    assert answer.usage == ANSWER["usage"]
+
+
+def test_a_raw_answer_is_its_text_on_the_old_wire() -> None:
+    data = json.dumps({**ANSWER, "choices": [{"index": 0, "message": {"content": "one two"}}]}).encode()
+    asked = Request(id="req_1", access_code="mine")
+    assert RawText(asked, created=7, cuts_stops=False).take(RawAnswer(data)) == b"one two"
+
+
+@pytest.mark.parametrize("bad", [b"{", b"[]", b'{"choices":3}', b'{"choices":[3]}', b"\xff"])
+@pytest.mark.parametrize("kind", [Whole, RawText])
+def test_what_is_no_answer_is_refused(kind: type[Whole | RawText], bad: bytes) -> None:
+    with pytest.raises(BadUpstream):
+        kind(Request(id="req_1", access_code="mine"), created=7, cuts_stops=False).take(RawAnswer(bad))

@@ -66,7 +66,7 @@ async def test_pipelined_requests_are_answered_one_after_another_in_order() -> N
     assert [exchange.body for exchange in client.exchanges] == [b"one"]
     client.exchanges[0].respond(200, b"first")
     await turn()
-    client.exchanges[1].start(200, [])
+    client.exchanges[1].start(200, b"")
     client.exchanges[1].write(b"second")
     client.exchanges[1].end()
     await turn()
@@ -209,7 +209,7 @@ async def test_a_slow_reader_pauses_the_source_and_is_cut_when_it_takes_nothing(
     client.send(post(b""))
     exchange = client.exchanges[0]
     exchange.source = Source()
-    exchange.start(200, [])
+    exchange.start(200, b"")
     exchange.write(b"x")
     client.transport.buffered = 300_000
     client.connection.pause_writing()
@@ -233,7 +233,7 @@ async def test_a_stream_to_an_http_1_0_client_ends_with_its_connection() -> None
     client = Client()
     client.send(b"POST /hot HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
     exchange = client.exchanges[0]
-    exchange.start(200, [])
+    exchange.start(200, b"")
     exchange.write(b"a")
     exchange.end(b"b")
     assert client.transport.written.endswith(b"\r\n\r\nab")
@@ -247,7 +247,7 @@ async def test_an_error_in_a_stream_that_has_begun_is_its_closing_events() -> No
     client = Client()
     client.send(post(b""))
     exchange = client.exchanges[0]
-    exchange.start(200, [])
+    exchange.start(200, b"")
     exchange.write(b"data: 1\n\n")
     exchange.fail(UpstreamLost("gone"))
     assert b'\n\ndata: {"error":' in client.transport.written
@@ -258,7 +258,7 @@ async def test_a_body_longer_than_its_announced_length_never_looks_complete() ->
     client = Client()
     client.send(post(b""))
     exchange = client.exchanges[0]
-    exchange.start(200, [(b"content-length", b"10")])
+    exchange.start(200, b"content-length: 10\r\n", sized=True)
     exchange.write(b"half")
     from kuwa.wire.errors import UpstreamLost
 

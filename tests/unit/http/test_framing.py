@@ -65,20 +65,22 @@ def test_a_chunk_longer_than_announced_is_refused() -> None:
 
 
 def test_a_head_says_how_its_body_is_framed() -> None:
-    sized = parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: b\r\n\r\n")
-    assert (sized.status, sized.length, sized.chunked, sized.keep_alive, sized.get(b"x-a")) == (
+    sized, length = parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: b\r\n\r\n")
+    assert (sized.status, sized.sized, length, sized.chunked, sized.keep_alive, sized.get(b"x-a")) == (
         200,
+        True,
         5,
         False,
         True,
         b"b",
     )
-    chunked = parse_head(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    assert (chunked.length, chunked.chunked, chunked.keep_alive) == (None, True, True)
-    until_close = parse_head(b"HTTP/1.0 200 OK\r\n\r\n")
-    assert (until_close.length, until_close.chunked, until_close.keep_alive) == (None, False, False)
-    assert parse_head(b"HTTP/1.1 204 No Content\r\n\r\n").length == 0
-    assert parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", no_body=True).length == 0
+    chunked, _ = parse_head(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert (chunked.sized, chunked.chunked, chunked.keep_alive) == (False, True, True)
+    until_close, _ = parse_head(b"HTTP/1.0 200 OK\r\n\r\n")
+    assert (until_close.sized, until_close.chunked, until_close.keep_alive) == (False, False, False)
+    bodyless, length = parse_head(b"HTTP/1.1 204 No Content\r\n\r\n")
+    assert (bodyless.sized, length) == (True, 0)
+    assert parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", no_body=True)[1] == 0
 
 
 @pytest.mark.parametrize(

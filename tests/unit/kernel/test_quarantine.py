@@ -18,7 +18,7 @@ def refuses(quarantine: Quarantine, now: float, code: str = "m", body: bytes = b
 
 def test_two_deaths_within_a_minute_quarantine_it_for_a_minute() -> None:
     quarantine = Quarantine()
-    assert quarantine.empty
+    assert not quarantine.suspects
     quarantine.died("m", b"x", "a", 0.0)
     assert not refuses(quarantine, 1.0)
     quarantine.died("m", b"x", "b", 30.0)
@@ -28,7 +28,7 @@ def test_two_deaths_within_a_minute_quarantine_it_for_a_minute() -> None:
     assert refuses(quarantine, 30.0 + WINDOW_S - 1)
     assert not refuses(quarantine, 30.0 + WINDOW_S)
     quarantine.sweep(30.0 + WINDOW_S)
-    assert quarantine.empty
+    assert not quarantine.suspects
 
 
 def test_many_alike_on_one_replica_that_died_are_one_death() -> None:

@@ -8,12 +8,12 @@ import html
 import json
 import re
 import shlex
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
+from calls import Answer
 from kuwa.kernel.app import Kernel, application, routes
 from kuwa.kernel.health import settle
 from kuwa.kernel.queue import Ticket
@@ -23,26 +23,6 @@ from kuwa.wire import lease
 pytestmark = pytest.mark.anyio
 
 OLD = "http://127.0.0.1:5001/chat"
-
-
-@dataclass
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def text(self) -> str:
-        return self.body.decode()
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def code(self) -> str:
-        error = self.json()["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        return error["code"]
 
 
 class Front:

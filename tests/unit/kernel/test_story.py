@@ -1,115 +1,123 @@
-"""A story is driven by signals, one step after another, and can be interrupted where it waits."""
+"""A story is woken by what it waits for, one step after another, and can be interrupted where it waits."""
 
 from __future__ import annotations
 
 import pytest
 
-from kuwa.kernel.story import Signal, Story
+from kuwa.kernel.story import Steps, Story
 from kuwa.wire.errors import ClientGone
 
 
-def test_a_story_runs_at_once_until_it_waits_and_on_in_the_call_that_fires() -> None:
+def test_a_story_runs_at_once_until_it_waits_and_on_in_the_call_that_wakes_it() -> None:
     steps: list[str] = []
-    signal: Signal[str] = Signal()
 
-    async def tell() -> None:
+    def tell() -> Steps:
         steps.append("begun")
-        steps.append(await signal)
+        yield
+        steps.append("woken")
 
     story = Story(tell())
-    story.start()
+    story.wake()
     assert steps == ["begun"]
     assert not story.over
-    signal.fire("fired")
-    assert steps == ["begun", "fired"]
+    story.wake()
+    assert steps == ["begun", "woken"]
     assert story.over
 
 
-def test_a_signal_fired_before_it_is_awaited_does_not_make_the_story_wait() -> None:
-    signal: Signal[int] = Signal()
-    signal.fire(1)
-    signal.fire(2)
-    heard: list[int] = []
-
-    async def tell() -> None:
-        heard.append(await signal)
-
-    Story(tell()).start()
-    assert heard == [1]
-
-
-def test_a_story_that_fires_its_own_next_signal_is_not_entered_twice() -> None:
-    first: Signal[None] = Signal()
-    second: Signal[str] = Signal()
+def test_a_story_that_is_woken_for_something_else_waits_on() -> None:
+    happened: list[str] = []
     heard: list[str] = []
 
-    async def tell() -> None:
-        await first
-        second.fire("from inside")
-        heard.append(await second)
+    def tell() -> Steps:
+        while not happened:
+            yield
+        heard.extend(happened)
 
     story = Story(tell())
-    story.start()
-    first.fire(None)
+    story.wake()
+    story.wake()
+    assert not story.over
+    happened.append("it")
+    story.wake()
+    assert heard == ["it"]
+
+
+def test_a_story_that_wakes_itself_is_not_entered_twice() -> None:
+    heard: list[str] = []
+
+    def tell() -> Steps:
+        yield
+        story.wake()
+        heard.append("from inside")
+
+    story = Story(tell())
+    story.wake()
+    story.wake()
     assert heard == ["from inside"]
     assert story.over
 
 
 def test_an_interruption_is_raised_where_the_story_waits_and_its_cleanup_runs() -> None:
-    signal: Signal[None] = Signal()
     ends: list[str] = []
 
-    async def tell() -> None:
+    def tell() -> Steps:
         try:
-            await signal
+            yield
         except ClientGone:
             ends.append("gone")
         finally:
             ends.append("cleaned up")
 
     story = Story(tell())
-    story.start()
-    story.interrupt(ClientGone())
-    story.interrupt(ClientGone())
-    signal.fire(None)
+    story.wake()
+    story.client_gone()
+    story.client_gone()
+    story.wake()
     assert ends == ["gone", "cleaned up"]
 
 
 def test_an_interruption_while_the_story_runs_is_raised_at_its_next_wait() -> None:
-    never: Signal[None] = Signal()
     ends: list[str] = []
 
-    async def tell() -> None:
-        story.interrupt(ClientGone())
+    def tell() -> Steps:
+        story.wake(ClientGone())
         ends.append("went on")
         try:
-            await never
+            yield
         except ClientGone:
             ends.append("gone")
 
     story = Story(tell())
-    story.start()
+    story.wake()
     assert ends == ["went on", "gone"]
+    assert story.over
 
 
-def test_a_failed_signal_raises_its_error_in_the_story() -> None:
-    signal: Signal[None] = Signal()
-    heard: list[str] = []
+def test_a_story_may_wait_again_after_an_interruption() -> None:
+    ends: list[str] = []
 
-    async def tell() -> None:
+    def tell() -> Steps:
         try:
-            await signal
-        except ValueError as error:
-            heard.append(str(error))
+            yield
+        except ClientGone:
+            yield
+        ends.append("over")
 
-    Story(tell()).start()
-    signal.fail(ValueError("no"))
-    assert heard == ["no"]
+    story = Story(tell())
+    story.wake()
+    story.client_gone()
+    assert not story.over
+    story.wake()
+    assert ends == ["over"]
 
 
 def test_an_error_that_the_story_does_not_handle_reaches_whoever_ran_it() -> None:
-    async def tell() -> None:
+    def tell() -> Steps:
         raise ValueError("a bug")
+        yield
 
+    story = Story(tell())
     with pytest.raises(ValueError, match="a bug"):
-        Story(tell()).start()
+        story.wake()
+    assert story.over

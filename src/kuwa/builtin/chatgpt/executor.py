@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kuwa.builtin.chatgpt.parameters import CHAT_ONLY, PARAMETERS, TOKEN_LIMITS
 from kuwa.builtin.chatgpt.window import Window
-from kuwa.executor import LLMExecutor, RawEvents
+from kuwa.executor import LLMExecutor, RawAnswer, RawStream
 from kuwa.executor.arguments import UsageError
 from kuwa.executor.config_file import read_config
 from kuwa.executor.options import add_options, collect
@@ -23,6 +22,7 @@ from kuwa.executor.prompt import apply_modelfile, with_system_prompt
 from kuwa.executor.provider.address import check_base_url
 from kuwa.executor.provider.failures import Origin
 from kuwa.executor.provider.keys import Provider, add_key_options, find_keys
+from kuwa.executor.provider.proxy import add_proxy_option, find_proxy
 from kuwa.wire.errors import ContextLengthExceeded
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class ChatGPTExecutor(LLMExecutor):
         group.add_argument(
             "--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="Longest silence of the API in seconds"
         )
+        add_proxy_option(group.add_argument)
         add_options(parser, PARAMETERS)
 
     def setup(self) -> None:
@@ -100,6 +101,7 @@ class ChatGPTExecutor(LLMExecutor):
         self.context_length = self.args.context_window or 0
         self.windows = dict.fromkeys(self.models.values(), self._window())
         self.defaults = collect(self.args, PARAMETERS, read_config(self.args.generation_config))
+        self.proxy = find_proxy(self.args, self.environment)
         self.keys = find_keys(self.args, self.environment, OPENAI, Path.home())
         if not self.keys:
             logging.getLogger(__name__).warning("chatgpt has no API key of its own. %s", self.keys.ways())
@@ -114,12 +116,12 @@ class ChatGPTExecutor(LLMExecutor):
     async def serve_startup(self) -> None:
         from kuwa.builtin.chatgpt.upstream import Upstream
 
-        self.upstream: Upstream = Upstream(self.args.base_url, self.args.timeout)
+        self.upstream: Upstream = Upstream(self.args.base_url, self.args.timeout, self.proxy)
 
     async def shutdown(self) -> None:
         self.upstream.close()
 
-    async def llm_compute(self, request: Request) -> AsyncIterator[RawEvents]:
+    async def llm_compute(self, request: Request) -> AsyncIterator[RawAnswer | RawStream]:
         body = self.provider_body(request)
         origin = self._origin(request.provider_key, body["model"])
         window = self.windows[origin.model]
@@ -128,9 +130,8 @@ class ChatGPTExecutor(LLMExecutor):
                 body["messages"], left_out = window.fit(body["messages"], body)
                 request.trimmed_messages += left_out
             try:
-                async with aclosing(self.upstream.events(request.kind, body, origin)) as events:
-                    async for datas in events:
-                        yield RawEvents(datas)
+                async with self.upstream.call(request.kind, body, origin) as response:
+                    yield await self.upstream.answer(response, origin)
                 return
             except ContextLengthExceeded as refusal:
                 # Always before the first event: an answer that has begun fitted.
@@ -160,9 +161,9 @@ class ChatGPTExecutor(LLMExecutor):
             prompt = "" if self.args.no_system_prompt else self.args.system_prompt or ""
             body["messages"] = with_system_prompt(conversation(request), prompt)
         body["model"] = self._model(request.access_code)
-        # Always streamed: a client that goes away then closes the provider's stream, whatever it asked for.
-        body["stream"] = True
-        body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        if request.stream:
+            body["stream"] = True
+            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         return body
 
 

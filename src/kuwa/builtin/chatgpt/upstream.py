@@ -1,7 +1,7 @@
-"""The provider's side of a request: one streamed call over pooled connections, its events handed on as they are.
+"""The provider's side of a request: one call over pooled connections, its answer handed on as it is.
 
-`ChatGPTExecutor` makes one `Upstream` when it starts and asks it for the events of each request. Leaving the
-iterator, however that comes about, cuts the provider's connection, so that it stops generating.
+`ChatGPTExecutor` makes one `Upstream` when it starts and asks it for the answer to each request. Leaving the
+answer's block before its end, however that comes about, cuts the provider's connection, so that it stops generating.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import struct
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
 from kuwa import __version__
+from kuwa.executor.chunks import RawAnswer, RawStream
 from kuwa.executor.provider import failures
-from kuwa.executor.provider.connections import Connections
+from kuwa.executor.provider.connections import Call, Connections, Route
 from kuwa.executor.provider.failures import Origin
+from kuwa.executor.provider.proxy import Proxy
 from kuwa.executor.request import Embeddings
 from kuwa.http.client import StreamedResponse
 from kuwa.http.framing import HeaderPair
@@ -119,91 +120,109 @@ class EventStream:
 class Upstream:
     """A connection pool to one provider. Made and used on the server's event loop."""
 
-    def __init__(self, base_url: str, timeout_s: float) -> None:
-        self._urls = {kind: _join(base_url, route) for kind, route in ROUTES.items()}
-        self._connections = Connections(timeout_s)
+    def __init__(self, base_url: str, timeout_s: float, proxy: Proxy | None = None) -> None:
+        self._routes = {kind: Route.of("POST", _join(base_url, route), _HEADERS) for kind, route in ROUTES.items()}
+        self._connections = Connections(timeout_s, proxy)
 
     def close(self) -> None:
         self._connections.close()
 
-    async def events(self, kind: str, body: Fields, origin: Origin) -> AsyncGenerator[list[bytes]]:
-        """The data of the events of the streamed answer to `body`, read by read, without the closing `[DONE]`.
+    def call(self, kind: str, body: Fields, origin: Origin) -> ProviderCall:
+        """A request: entering sends `body` and gives the response to it."""
+        authorization = b"authorization: Bearer %b\r\n" % origin.key.encode("latin-1")
+        return ProviderCall(self._connections.request(self._routes[kind], _encode(body), authorization), origin)
 
-        A server that answers in one piece although it was asked to stream has its answer made into events. Raises
-        the KuwaError that a failure is for the client: before the first event for a refusal, after it where the
-        provider breaks off.
+    async def answer(self, response: StreamedResponse, origin: Origin) -> RawAnswer | RawStream:
+        """The answer that a response holds: a stream, or whole where that was asked for, or is all that the server
+        can. Raises BadUpstream for what is no answer.
         """
-        async with self._call(kind, body, origin) as response:
-            content_type = response.headers.get(b"content-type", b"").decode("latin-1").lower()
-            if content_type.startswith("application/json"):
-                yield as_events(await response.read(MAX_ANSWER_BYTES), origin)
-                return
-            if not content_type.startswith("text/event-stream"):
-                raise failures.not_a_stream(content_type, origin)
-            stream = EventStream(origin)
-            async for piece in response:
-                if datas := stream.feed(piece):
-                    yield datas
-                if stream.broken is not None:
-                    raise stream.broken
-                if stream.done:
-                    await _read_out(response)
-                    return
-            stream.end()
+        content_type = response.header(b"content-type").decode("latin-1").lower()
+        if content_type.startswith("application/json"):
+            return RawAnswer(checked(await response.read(MAX_ANSWER_BYTES), origin))
+        if content_type.startswith("text/event-stream"):
+            return ProviderStream(response, origin)
+        raise failures.not_a_stream(content_type, origin)
 
     async def embeddings(self, body: Fields, origin: Origin) -> Embeddings:
-        """The vectors for `body`. Raises as `events` does."""
-        async with self._call("embedding", body, origin) as response:
+        """The vectors for `body`. Raises as entering a call does, and BadUpstream."""
+        async with self.call("embedding", body, origin) as response:
             return embeddings(await response.read(MAX_ANSWER_BYTES), origin)
 
-    @asynccontextmanager
-    async def _call(self, kind: str, body: Fields, origin: Origin) -> AsyncGenerator[StreamedResponse]:
-        headers = [*_HEADERS, (b"authorization", b"Bearer " + origin.key.encode("latin-1"))]
+
+class ProviderCall:
+    """One request to the provider. Entering raises the KuwaError that a refusal is for the client; leaving before the
+    end of the answer cuts the connection.
+    """
+
+    def __init__(self, call: Call, origin: Origin) -> None:
+        self._call = call
+        self._origin = origin
+
+    async def __aenter__(self) -> StreamedResponse:
         try:
-            async with self._connections.request("POST", self._urls[kind], headers, _encode(body)) as response:
-                if response.status != 200:
-                    said = _said(await response.read(MAX_REFUSAL_BYTES))
-                    raise failures.refusal(response.status, _texts(response.headers), said, origin)
-                yield response
+            response = await self._call.__aenter__()
         except NoReplica as error:
-            raise failures.unreachable(error.message, origin) from error
+            raise failures.unreachable(error.message, self._origin) from error
+        if response.status == 200:
+            return response
+        try:
+            said = _said(await response.read(MAX_REFUSAL_BYTES))
+        finally:
+            await self._call.__aexit__()
+        raise failures.refusal(response.status, _texts(response.headers), said, self._origin)
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._call.__aexit__()
+
+
+class ProviderStream(RawStream):
+    """The events of a streamed answer, handed over as they are read."""
+
+    def __init__(self, response: StreamedResponse, origin: Origin) -> None:
+        self._response = response
+        self._origin = origin
+        self.pause = response.pause
+        self.resume = response.resume
+
+    async def run(self, give: Callable[[list[bytes]], bool]) -> None:
+        stream = EventStream(self._origin)
+        enough = False
+
+        def sink(piece: bytes) -> bool:
+            nonlocal enough
+            datas = stream.feed(piece)
+            enough = bool(datas) and give(datas)
+            return enough or stream.done or stream.broken is not None
+
+        await self._response.push(sink)
+        if stream.broken is not None:
+            raise stream.broken
+        if stream.done:
+            await _read_out(self._response)
+        elif not enough:
+            stream.end()
 
 
 async def _read_out(response: StreamedResponse) -> None:
     """Read the end of the body behind `[DONE]`, since a connection is only used again when its body was read."""
     try:
         async with asyncio.timeout(READ_OUT_S):
-            async for _ in response:
-                pass
+            await response.push(lambda _: False)
     except (TimeoutError, BadUpstream):
         return
 
 
-def as_events(answer: bytes, origin: Origin) -> list[bytes]:
-    """A whole answer as the events of a stream: one for each choice, and one for the usage. Raises BadUpstream."""
+def checked(answer: bytes, origin: Origin) -> bytes:
+    """A whole answer, once it is known to be one. Raises BadUpstream."""
     try:
-        whole = msgspec.json.decode(answer, type=Fields)
-        choices = [dict(choice) for choice in cast("list[Fields]", whole.pop("choices", []))]
-        if whole.get("error"):
-            raise failures.broken_event(whole["error"], origin)
-        if not choices:
-            raise ValueError("it holds no choices")
-        top = {name: value for name, value in whole.items() if name != "usage"}
-        for choice in choices:
-            if "message" in choice:
-                choice["delta"] = _delta(choice.pop("message"))
-        events = [_encode({**top, "choices": [choice]}) for choice in choices]
-        return [*events, _encode({**top, "choices": [], "usage": whole["usage"]})] if whole.get("usage") else events
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError, ValueError) as error:
+        whole = _decode_event(answer)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise BadUpstream(f"{origin.base_url} sent an answer that cannot be read: {error}.") from error
-
-
-def _delta(message: Mapping[str, Any]) -> Fields:
-    """A message as the one delta that makes it. Calls of tools are numbered in streams only."""
-    delta = {name: value for name, value in message.items() if value is not None}
-    if calls := cast("list[Fields]", delta.get("tool_calls")):
-        delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
-    return delta
+    if whole.error:
+        raise failures.broken_event(whole.error, origin)
+    if not whole.choices:
+        raise BadUpstream(f"{origin.base_url} sent an answer that cannot be read: it holds no choices.")
+    return answer
 
 
 def embeddings(answer: bytes, origin: Origin) -> Embeddings:

@@ -22,6 +22,7 @@ from kuwa.executor.provider.address import check_base_url
 from kuwa.executor.provider.context import message_tokens, text_tokens, trim
 from kuwa.executor.provider.failures import Origin
 from kuwa.executor.provider.keys import Provider, add_key_options, find_keys
+from kuwa.executor.provider.proxy import add_proxy_option, find_proxy
 from kuwa.wire.errors import ContextLengthExceeded, Unsupported
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class GeminiProExecutor(LLMExecutor):
         group.add_argument(
             "--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="Longest silence of the API in seconds"
         )
+        add_proxy_option(group.add_argument)
         add_options(parser, TABLE)
 
     def setup(self) -> None:
@@ -69,6 +71,7 @@ class GeminiProExecutor(LLMExecutor):
             if getattr(self.args, option) <= 0:
                 raise UsageError(f"--{option} is {getattr(self.args, option)}; it must be above 0")
         self.defaults = collect(self.args, TABLE, read_config(self.args.generation_config))
+        self.proxy = find_proxy(self.args, self.environment)
         self.keys = find_keys(self.args, self.environment, GOOGLE, Path.home())
         if not self.keys:
             logging.getLogger(__name__).warning("geminipro has no API key of its own. %s", self.keys.ways())
@@ -86,7 +89,7 @@ class GeminiProExecutor(LLMExecutor):
     async def serve_startup(self) -> None:
         from kuwa.builtin.geminipro.upstream import Upstream
 
-        self.upstream: Upstream = Upstream(self.args.base_url, self.args.timeout)
+        self.upstream: Upstream = Upstream(self.args.base_url, self.args.timeout, self.proxy)
 
     async def shutdown(self) -> None:
         await self.upstream.close()

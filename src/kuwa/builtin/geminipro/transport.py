@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 
 import httpx2
 
-from kuwa.executor.provider.connections import Connections
+from kuwa.executor.provider.connections import Connections, Route
 from kuwa.http.client import StreamedResponse
 
 # What our own client writes itself, and codings it does not read.
@@ -28,9 +28,8 @@ class Transport(httpx2.AsyncBaseTransport):
         headers = [(name.lower(), value) for name, value in request.headers.raw if name.lower() not in _NOT_PASSED]
         body = await request.aread()
         stack = AsyncExitStack()
-        response = await stack.enter_async_context(
-            self._connections.request(request.method, str(request.url), headers, body)
-        )
+        route = Route.of(request.method, str(request.url), headers)
+        response = await stack.enter_async_context(self._connections.request(route, body))
         return httpx2.Response(
             response.status, headers=list(response.headers.items()), stream=_Body(response, stack), request=request
         )

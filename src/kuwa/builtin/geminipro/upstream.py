@@ -15,6 +15,7 @@ import msgspec
 from kuwa.executor.provider import failures
 from kuwa.executor.provider.connections import Connections
 from kuwa.executor.provider.failures import Origin
+from kuwa.executor.provider.proxy import Proxy
 from kuwa.wire.errors import BadUpstream, InvalidRequest, KuwaError, NoReplica
 
 if TYPE_CHECKING:
@@ -26,14 +27,14 @@ Fields = dict[str, Any]
 class Upstream:
     """A connection pool to Gemini. Made and used on the server's event loop."""
 
-    def __init__(self, base_url: str, timeout_s: float) -> None:
+    def __init__(self, base_url: str, timeout_s: float, proxy: Proxy | None = None) -> None:
         import httpx2
         from google import genai
         from google.genai import types
 
         from kuwa.builtin.geminipro.transport import Transport
 
-        self._connections = Connections(timeout_s)
+        self._connections = Connections(timeout_s, proxy)
         self._http = httpx2.AsyncClient(transport=Transport(self._connections))
         self._client = genai.Client(
             api_key="unset",  # each request brings its own; without one the SDK would look for it itself

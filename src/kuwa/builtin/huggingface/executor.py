@@ -22,7 +22,7 @@ from kuwa.executor import (
     RerankRequest,
     SetupFailed,
 )
-from kuwa.executor.chunks import Chunk, Progress, RawEvents, Usage
+from kuwa.executor.chunks import Chunk, Progress, RawEvent, Usage
 from kuwa.executor.media import fetch_images
 from kuwa.executor.options import collect
 from kuwa.executor.prompt import UnknownTemplate, resolve_template
@@ -270,7 +270,8 @@ class HuggingfaceExecutor(LLMExecutor):
         if self._vllm is not None:
             async with aclosing(self._vllm.answer(request)) as reads:
                 async for datas in reads:
-                    yield RawEvents(datas)
+                    for data in datas:
+                        yield RawEvent(data)
             return
         if not self._makes_text:
             raise Unsupported(f"The model {request.access_code!r} makes no text.", param="model")

@@ -11,68 +11,61 @@ from typing import Any
 
 import msgspec
 
-from kuwa.http.exchange import Exchange, HeaderPair
+from kuwa.http.exchange import Exchange
 from kuwa.kernel import trail
-from kuwa.kernel.api.openai import FORM, JSON, forwarded_headers, principal_of, request_headers
-from kuwa.kernel.chat import Chat, ChatRequest, Outgoing
+from kuwa.kernel.api.openai import FORM, JSON, HeadRead, principal
+from kuwa.kernel.chat import Call, Chat, Outgoing
 from kuwa.kernel.policy import PolicyName, Trail
 from kuwa.kernel.registry import Replica
 from kuwa.kernel.relay import Clock, Relay, TextRelay, TranslatingRelay
-from kuwa.kernel.resume import Journal, Replay
 from kuwa.kernel.translate import PlainText, body_for_upstream
 from kuwa.wire import form as form_wire
 from kuwa.wire.errors import ContextLengthExceeded, KuwaError
 from kuwa.wire.names import RequestIds
 
-TEXT: tuple[HeaderPair, ...] = ((b"content-type", b"text/plain; charset=utf-8"),)
+TEXT = b"content-type: text/plain; charset=utf-8\r\n"
 
 
 class FormDialect:
     """How requests of the v1.0 wire go to replicas, and how their answers come back."""
 
-    def outgoing(self, request: ChatRequest, replica: Replica) -> Outgoing:
+    def outgoing(self, call: Call, replica: Replica) -> Outgoing:
         if replica.wire == "openai":
-            body = request.body if replica.source != "upstream" else body_for_upstream(request.body, replica.model)
-            return Outgoing(replica.base_url + request.route, JSON, body)
-        return Outgoing(replica.endpoint, FORM, form_wire.encode_form(request.form or {}))
+            body = call.body if replica.source != "upstream" else body_for_upstream(call.body, replica.model)
+            return replica.base_url + call.route, JSON, body
+        return replica.endpoint, FORM, form_wire.encode_form(call.form or {})
 
-    def trail(self, exchange: Exchange, request: ChatRequest, policy: PolicyName) -> Trail:
+    def trail(self, call: Call, policy: PolicyName) -> Trail:
         """The history_id changes with every turn: a session of this wire is its user."""
-        form = request.form or {}
+        form = call.form or {}
         if policy == "session":
             return trail.of_session(form.get("user_id"))
-        return trail.of_conversation(request.body, form.get("modelfile", ""))
+        return trail.of_conversation(call.body, form.get("modelfile", ""))
 
-    def relay(
-        self,
-        exchange: Exchange,
-        request: ChatRequest,
-        replica: Replica,
-        clock: Clock,
-        journal: Journal | None,
-        replay: Replay | None,
-    ) -> Relay:
-        headers = (*request.reply_headers, *TEXT)
+    def relay(self, call: Call, replica: Replica, clock: Clock) -> Relay:
+        headers = call.reply_headers + TEXT
         if replica.wire == "openai":
-            return TextRelay(exchange, headers, clock, journal=journal, replay=replay)
-        return TranslatingRelay(exchange, headers, clock, PlainText())
+            return TextRelay(call.exchange, headers, clock, journal=call.journal_at(replica), replay=call.replay)
+        return TranslatingRelay(call.exchange, headers, clock, translator=PlainText())
 
-    def fail(self, exchange: Exchange, request: ChatRequest, error: KuwaError) -> None:
+    def fail(self, call: Call, error: KuwaError) -> None:
         """The real status with the error's text; in a stream that has begun, the text that old front ends know."""
+        exchange = call.exchange
         if exchange.gone or exchange.ended:
             return
         if exchange.started:
             exchange.end(form_wire.ERROR_TEXT.encode())
             return
-        refuse(exchange, error, request.reply_headers)
+        refuse(exchange, error, call.reply_headers)
 
-    def aborted(self, exchange: Exchange, request: ChatRequest) -> None:
+    def aborted(self, call: Call) -> None:
+        exchange = call.exchange
         if exchange.gone or exchange.ended:
             return
         if exchange.started:
             exchange.end()
         else:
-            exchange.respond(200, b"", (*request.reply_headers, *TEXT))
+            exchange.respond(200, b"", call.reply_headers + TEXT)
 
 
 class FormChatRoutes:
@@ -88,31 +81,37 @@ class FormChatRoutes:
         }
 
     def chat_completions(self, exchange: Exchange) -> None:
+        head = HeadRead.of(exchange.head)
         request_id = self._ids.draw()
-        reply_headers = request_headers(exchange, request_id)
+        own = request_id.encode()
         try:
             form = form_wire.parse_form(exchange.body)
             name, text = form_wire.required(form, "name", "input")
             messages = form_wire.parse_history(text)
         except KuwaError as error:
-            refuse(exchange, error, reply_headers)
+            refuse(exchange, error, head.reply(own))
             return
         user = form.get("user_id")
         key = (form["history_id"], user or "") if form.get("history_id") else None
         language = (exchange.headers.get(b"accept-language") or b"").decode("latin-1")
-        request = ChatRequest(
-            id=request_id,
-            dialect=self._dialect,
-            access_code=name,
-            principal=principal_of(exchange, user),
-            route="/chat/completions",
-            body=_openai_body(name, messages, form, language),
-            forwarded=forwarded_headers(exchange),
-            reply_headers=reply_headers,
-            key=key,
-            form=form,
+        body = _openai_body(name, messages, form, language)
+        self._chat.serve(
+            Call(
+                name,
+                head.key or principal(user, exchange.connection.peer[0]),
+                len(body),
+                key,
+                id=request_id,
+                own_id=own,
+                dialect=self._dialect,
+                exchange=exchange,
+                route="/chat/completions",
+                body=body,
+                forwarded=head.forwarded,
+                reply_headers=head.reply(own),
+                form=form,
+            )
         )
-        self._chat.serve(exchange, request)
 
     def abort(self, exchange: Exchange) -> None:
         """`history_id` is a JSON list of integers, refused with 400 if it is anything else."""
@@ -121,22 +120,21 @@ class FormChatRoutes:
             (history_ids,) = form_wire.required(form, "history_id")
             ids = form_wire.parse_history_ids(history_ids)
         except KuwaError as error:
-            refuse(exchange, error, ())
+            refuse(exchange, error, b"")
             return
         user = form.get("user_id", "")
         self._chat.abort({(str(history_id), user) for history_id in ids})
         exchange.respond(200, b"Success", TEXT)
 
 
-def refuse(exchange: Exchange, error: KuwaError, headers: tuple[HeaderPair, ...]) -> None:
+def refuse(exchange: Exchange, error: KuwaError, headers: bytes) -> None:
     """Answer with the error's status and its text, as the v1.0 wire has it."""
     text = error.message
     if isinstance(error, ContextLengthExceeded):
         text = form_wire.TOO_LONG_TEXT
-    retry: tuple[HeaderPair, ...] = ()
     if error.retry_after_s is not None:
-        retry = ((b"retry-after", b"%d" % error.retry_after_s),)
-    exchange.respond(error.status, text.encode("utf-8", "replace"), (*headers, *retry, *TEXT))
+        headers += b"retry-after: %d\r\n" % error.retry_after_s
+    exchange.respond(error.status, text.encode("utf-8", "replace"), headers + TEXT)
 
 
 def _openai_body(name: str, messages: list[dict[str, Any]], form: dict[str, str], language: str) -> bytes:

@@ -6,24 +6,24 @@ The body is decoded once, only in the fields that routing needs; the executor ch
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from kuwa.http.exchange import Exchange, Head, HeaderPair
+from kuwa.http.exchange import JSON_LINE, Exchange, Handler, Head, header_lines
 from kuwa.kernel import trail
-from kuwa.kernel.chat import Chat, ChatRequest, Outgoing
+from kuwa.kernel.chat import Call, Chat, Outgoing
 from kuwa.kernel.policy import PolicyName, Trail
 from kuwa.kernel.registry import Replica
 from kuwa.kernel.relay import Clock, EventRelay, Relay, TranslatingRelay, WholeRelay
-from kuwa.kernel.resume import Journal, Replay
 from kuwa.kernel.translate import CompletionFromText, EventsFromText, body_for_upstream, form_from_openai
 from kuwa.wire.errors import InvalidRequest, KuwaError, RequestCancelled, Unsupported
 from kuwa.wire.form import encode_form
 from kuwa.wire.names import RequestIds, echoable_request_id
 
 JSON = b"application/json"
+EVENTS_LINE = b"content-type: text/event-stream\r\n"
 FORM = b"application/x-www-form-urlencoded"
 FORWARDED = (b"traceparent", b"tracestate", b"x-request-id", b"accept-language", b"x-kuwa-provider-key")
 SESSION_HEADER = b"x-session-id"
@@ -34,11 +34,34 @@ PRINCIPAL_BYTES = 16
 _ABSENT = msgspec.Raw()
 
 
-class _HeadRead(msgspec.Struct, frozen=True):
-    """What this dialect needs of a request's head: the principal that a token names, and what is forwarded."""
+class HeadRead(msgspec.Struct, frozen=True):
+    """What the dialects need of a request's head, read once for all requests with this head.
+
+    `key` is the principal that a token names, empty without one; `forwarded` the lines that travel on; `echoed` the
+    client's own request id, empty without one.
+    """
 
     key: str
-    forwarded: tuple[HeaderPair, ...]
+    forwarded: bytes
+    echoed: bytes
+    progress: bool
+
+    @classmethod
+    def of(cls, head: Head) -> HeadRead:
+        known = head.derived
+        if known is None:
+            theirs = head.get(b"x-request-id") or b""
+            known = head.derived = cls(
+                key=key_of(head.get(b"authorization") or b""),
+                forwarded=header_lines([(name, value) for name in FORWARDED if (value := head.get(name)) is not None]),
+                echoed=(echoable_request_id(theirs.decode("latin-1")) or "").encode(),
+                progress=head.get(b"x-kuwa-progress") == b"1",
+            )
+        return known
+
+    def reply(self, own: bytes) -> bytes:
+        """The headers of every answer: the kernel's request id, and the client's own echoed (or the kernel's again)."""
+        return b"x-kuwa-request-id: %b\r\nx-request-id: %b\r\n" % (own, self.echoed or own)
 
 
 class _StreamOptions(msgspec.Struct):
@@ -64,51 +87,43 @@ _USAGE_WANTED = msgspec.Raw(b'{"include_usage":true}')
 class OpenAIDialect:
     """How requests of the OpenAI dialect go to replicas, and how their answers come back."""
 
-    def outgoing(self, request: ChatRequest, replica: Replica) -> Outgoing:
+    def outgoing(self, call: Call, replica: Replica) -> Outgoing:
         if replica.wire == "openai":
-            body = body_for_upstream(request.body, replica.model) if replica.model else request.body
-            return Outgoing(replica.base_url + request.route, JSON, body)
-        if request.route != "/chat/completions":
-            raise Unsupported(f"{request.access_code!r} is served by an executor of the v1.0 wire, which only chats.")
+            body = body_for_upstream(call.body, replica.model) if replica.model else call.body
+            return replica.base_url + call.route, JSON, body
+        if call.route != "/chat/completions":
+            raise Unsupported(f"{call.access_code!r} is served by an executor of the v1.0 wire, which only chats.")
         # API requests of the v1.0 wire carry negative history ids, so that they never meet a chat of the web.
-        history_id = f"-{int(request.id[-8:], 16)}"
-        form = form_from_openai(_decode_all(request.body), request.access_code, history_id, "0")
-        return Outgoing(replica.endpoint, FORM, encode_form(form))
+        history_id = f"-{int(call.id[-8:], 16)}"
+        form = form_from_openai(_decode_all(call.body), call.access_code, history_id, "0")
+        return replica.endpoint, FORM, encode_form(form)
 
-    def trail(self, exchange: Exchange, request: ChatRequest, policy: PolicyName) -> Trail:
+    def trail(self, call: Call, policy: PolicyName) -> Trail:
         """Only what an engine generates from has beginnings worth going back to."""
         if policy == "session":
-            named = exchange.headers.get(SESSION_HEADER)
-            return trail.of_session(named.decode("latin-1") if named else trail.session_in(request.body))
-        return trail.of_conversation(request.body) if request.route in GENERATES else ()
+            named = call.exchange.headers.get(SESSION_HEADER)
+            return trail.of_session(named.decode("latin-1") if named else trail.session_in(call.body))
+        return trail.of_conversation(call.body) if call.route in GENERATES else ()
 
-    def relay(
-        self,
-        exchange: Exchange,
-        request: ChatRequest,
-        replica: Replica,
-        clock: Clock,
-        journal: Journal | None,
-        replay: Replay | None,
-    ) -> Relay:
-        headers = request.reply_headers
+    def relay(self, call: Call, replica: Replica, clock: Clock) -> Relay:
+        exchange, headers = call.exchange, call.reply_headers
         if replica.wire == "openai":
-            if request.whole:
+            if call.whole:
                 return WholeRelay(exchange, headers, clock)
-            usage = request.include_usage
-            return EventRelay(exchange, headers, clock, include_usage=usage, journal=journal, replay=replay)
-        answer_id = "chatcmpl-" + request.id
-        if request.whole:
-            whole = CompletionFromText(answer_id, request.access_code)
-            return TranslatingRelay(exchange, (*headers, (b"content-type", JSON)), clock, whole, whole=True)
-        events = EventsFromText(answer_id, request.access_code, include_usage=request.include_usage)
-        return TranslatingRelay(exchange, (*headers, (b"content-type", b"text/event-stream")), clock, events)
+            usage, journal = call.include_usage, call.journal_at(replica)
+            return EventRelay(exchange, headers, clock, include_usage=usage, journal=journal, replay=call.replay)
+        answer_id = "chatcmpl-" + call.id
+        if call.whole:
+            whole = CompletionFromText(answer_id, call.access_code)
+            return TranslatingRelay(exchange, headers + JSON_LINE, clock, translator=whole, whole=True)
+        events = EventsFromText(answer_id, call.access_code, include_usage=call.include_usage)
+        return TranslatingRelay(exchange, headers + EVENTS_LINE, clock, translator=events)
 
-    def fail(self, exchange: Exchange, request: ChatRequest, error: KuwaError) -> None:
-        exchange.fail(error, request.reply_headers)
+    def fail(self, call: Call, error: KuwaError) -> None:
+        call.exchange.fail(error, call.reply_headers)
 
-    def aborted(self, exchange: Exchange, request: ChatRequest) -> None:
-        exchange.fail(RequestCancelled("The request was cancelled."), request.reply_headers)
+    def aborted(self, call: Call) -> None:
+        self.fail(call, RequestCancelled("The request was cancelled."))
 
 
 class OpenAIRoutes:
@@ -118,57 +133,60 @@ class OpenAIRoutes:
         self._chat = chat
         self._ids = ids
         self._dialect = OpenAIDialect()
-        self.handlers: dict[str, Callable[[Exchange], None]] = {
-            "/v1/chat/completions": self.chat_completions,
-            "/v1/completions": self.completions,
-            "/v1/embeddings": self.embeddings,
-            "/v1/rerank": self.rerank,
+        self.handlers: dict[str, Handler] = {
+            "/v1" + route: partial(self._serve, route, streams)
+            for route, streams in (
+                ("/chat/completions", True),
+                ("/completions", True),
+                ("/embeddings", False),
+                ("/rerank", False),
+            )
         }
 
-    def chat_completions(self, exchange: Exchange) -> None:
-        self._serve(exchange, "/chat/completions", streams=True)
-
-    def completions(self, exchange: Exchange) -> None:
-        self._serve(exchange, "/completions", streams=True)
-
-    def embeddings(self, exchange: Exchange) -> None:
-        self._serve(exchange, "/embeddings", streams=False)
-
-    def rerank(self, exchange: Exchange) -> None:
-        self._serve(exchange, "/rerank", streams=False)
-
-    def _serve(self, exchange: Exchange, route: str, *, streams: bool) -> None:
+    def _serve(self, route: str, streams: bool, exchange: Exchange) -> None:
+        head = HeadRead.of(exchange.head)
         request_id = self._ids.draw()
-        reply_headers = request_headers(exchange, request_id)
+        own = request_id.encode()
+        body, include_usage = exchange.body, False
         try:
-            routed = read_body(exchange.body)
-            if routed.stream_options is not None and not routed.stream:
-                raise InvalidRequest("'stream_options' goes with 'stream': true only.", param="stream_options")
-            if routed.kuwa_resume is not _ABSENT:
-                raise InvalidRequest("'kuwa_resume' is for the kernel's own use.", param="kuwa_resume")
-            body, include_usage = exchange.body, False
+            routed = read_body(body)
             stream = bool(routed.stream) and streams
-            if stream:
-                include_usage = routed.stream_options is not None and bool(routed.stream_options.include_usage)
-                if not include_usage:
-                    body = _asking_for_usage(body, replace=routed.stream_options is not None)
+            if stream or routed.stream_options is not None or routed.kuwa_resume is not _ABSENT:
+                body, include_usage = _streamed(routed, body, stream)
         except KuwaError as error:
-            exchange.fail(error, reply_headers)
+            exchange.fail(error, head.reply(own))
             return
-        request = ChatRequest(
-            id=request_id,
-            dialect=self._dialect,
-            access_code=routed.model,
-            principal=principal_of(exchange, routed.user),
-            route=route,
-            body=body,
-            whole=not stream,
-            include_usage=include_usage,
-            progress=exchange.headers.get(b"x-kuwa-progress") == b"1",
-            forwarded=forwarded_headers(exchange),
-            reply_headers=reply_headers,
+        self._chat.serve(
+            Call(
+                routed.model,
+                head.key or principal(routed.user, exchange.connection.peer[0]),
+                len(body),
+                id=request_id,
+                own_id=own,
+                dialect=self._dialect,
+                exchange=exchange,
+                route=route,
+                body=body,
+                forwarded=head.forwarded,
+                reply_headers=head.reply(own),
+                whole=not stream,
+                include_usage=include_usage,
+                progress=head.progress,
+            )
         )
-        self._chat.serve(exchange, request)
+
+
+def _streamed(routed: _Routed, body: bytes, stream: bool) -> tuple[bytes, bool]:
+    """The body as it goes on, asking for the usage, and whether the client asked for it. Raises InvalidRequest."""
+    if routed.stream_options is not None and not routed.stream:
+        raise InvalidRequest("'stream_options' goes with 'stream': true only.", param="stream_options")
+    if routed.kuwa_resume is not _ABSENT:
+        raise InvalidRequest("'kuwa_resume' is for the kernel's own use.", param="kuwa_resume")
+    if not stream:
+        return body, False
+    if routed.stream_options is not None and routed.stream_options.include_usage:
+        return body, True
+    return _asking_for_usage(body, replace=routed.stream_options is not None), False
 
 
 def read_body(body: bytes) -> _Routed:
@@ -183,43 +201,14 @@ def read_body(body: bytes) -> _Routed:
         raise InvalidRequest(f"The request body is no JSON: {error}.") from error
 
 
-def request_headers(exchange: Exchange, request_id: str) -> tuple[HeaderPair, ...]:
-    """The headers of every answer: the kernel's request id, and the client's own echoed (or the kernel's again)."""
-    own = request_id.encode()
-    theirs = exchange.headers.get(b"x-request-id")
-    echoed = echoable_request_id(theirs.decode("latin-1")) if theirs is not None else None
-    return ((b"x-kuwa-request-id", own), (b"x-request-id", echoed.encode() if echoed is not None else own))
-
-
-def forwarded_headers(exchange: Exchange) -> tuple[HeaderPair, ...]:
-    """The client's headers that travel on to the executor."""
-    return _read(exchange.headers).forwarded
-
-
-def principal_of(exchange: Exchange, user: str | None) -> str:
-    """Whom the request counts for: the bearer token's hash, else the named user, else the peer's address."""
-    return principal(_read(exchange.headers).key, user, exchange.peer[0])
-
-
-def principal(key: str, user: str | None, host: str) -> str:
-    if key:
-        return key
+def principal(user: str | None, host: str) -> str:
+    """Whom a request without a token counts for: the named user, else the peer's address."""
     return f"user {user}" if user else f"peer {host}"
 
 
 def key_of(token: bytes) -> str:
     """The principal that a bearer token names."""
     return "key " + hashlib.blake2b(token, digest_size=PRINCIPAL_BYTES).hexdigest() if token else ""
-
-
-def _read(head: Head) -> _HeadRead:
-    known = head.derived
-    if isinstance(known, _HeadRead):
-        return known
-    key = key_of(head.get(b"authorization") or b"")
-    forwarded = tuple([(name, value) for name in FORWARDED if (value := head.get(name)) is not None])
-    head.derived = read = _HeadRead(key, forwarded)
-    return read
 
 
 def _asking_for_usage(body: bytes, *, replace: bool) -> bytes:

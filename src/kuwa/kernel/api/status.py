@@ -84,7 +84,7 @@ class StatusApi:
         token = request.headers.get("authorization", "").encode()
         host = request.client.host if request.client is not None else ""
         user = _named_user(await request.body())
-        if not self._cancel(request_id, principal(key_of(token), user, host)):
+        if not self._cancel(request_id, key_of(token) or principal(user, host)):
             raise NotFound(f"No request {request_id[:100]!r} of yours is queued or running; it may have ended.")
         return _json({"id": request_id, "object": "request", "cancelled": True})
 

@@ -36,9 +36,12 @@ def test_only_what_was_set_is_sent() -> None:
     assert executor().provider_body(request()) == {
         "model": "gpt-3.5-turbo",
         "messages": [{"role": "user", "content": "hi"}],
-        "stream": True,
-        "stream_options": {"include_usage": True},
     }
+
+
+def test_a_stream_is_asked_for_with_its_usage() -> None:
+    body = executor().provider_body(request(body={"stream": True}, stream=True))
+    assert (body["stream"], body["stream_options"]) == (True, {"include_usage": True})
 
 
 def test_options_go_from_the_file_under_the_command_line_under_the_request(tmp_path: Path) -> None:
@@ -83,7 +86,7 @@ def test_kuwas_own_fields_do_not_reach_the_provider() -> None:
 
 
 def test_the_clients_stream_options_are_kept() -> None:
-    body = executor().provider_body(request(body={"stream_options": {"include_obfuscation": False}}))
+    body = executor().provider_body(request(body={"stream_options": {"include_obfuscation": False}}, stream=True))
     assert body["stream_options"] == {"include_obfuscation": False, "include_usage": True}
 
 
