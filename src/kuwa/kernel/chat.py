@@ -132,7 +132,7 @@ class Call(Ticket, kw_only=True):
     def interrupt(self, error: BaseException) -> None:
         """Raise `error` where the story waits."""
         if self.story is not None:
-            self.story.wake(error)
+            self.story.interrupt(error)
 
 
 RouteKey = tuple[str, bytes, bytes, bool]
