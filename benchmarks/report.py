@@ -167,11 +167,19 @@ class Outcome:
                 f"{each.replicas:,}",
                 spread(each.cpu_us_per_request, "{:.1f}"),
                 f"{statistics.median(each.cpu_us_per_request) / one:.2f}",
+                spread(each.cpu_us_per_renewal, "{:.0f}"),
                 f"{each.rss_mb:.0f}",
             )
             for each in self.grown
         ]
-        return table(("registered replicas", "µs of CPU per request", "× one replica", "RSS MB"), rows)
+        head = (
+            "registered replicas",
+            "µs of CPU per request",
+            "× one replica",
+            "µs of CPU per renewal",
+            "RSS MB",
+        )
+        return table(head, rows)
 
     def _memory_line(self, each: Memory) -> str:
         return f"RSS over {each.requests:,} requests: {each.before_mb:.1f} MB before, {each.after_mb:.1f} MB after"

@@ -87,8 +87,7 @@ class Dialect(Protocol):
 class Call(Ticket, kw_only=True):
     """One request, whichever dialect it came in, and how far it has come. It is its own ticket at the dispatcher.
 
-    `own_id` is `id` as it travels. `body` is the OpenAI body that an executor gets; `route` the path under its base
-    URL.
+    `own_id` is `id` as it travels. `body` is the OpenAI body that an executor gets, `route` the path below its URL.
     `forwarded` are the client's headers that travel on, `reply_headers` those of every answer, as lines. `key` is the
     v1.0 pair (history_id, user_id), `form` the v1.0 form as it came. `whole`: the replica's answer is one piece.
     `progress`: the client wants to be told, by comments in its stream, how long it will have to wait.
@@ -133,7 +132,7 @@ class Call(Ticket, kw_only=True):
     def interrupt(self, error: BaseException) -> None:
         """Raise `error` where the story waits."""
         if self.story is not None:
-            self.story.wake(error)
+            self.story.interrupt(error)
 
 
 RouteKey = tuple[str, bytes, bytes, bool]

@@ -10,8 +10,8 @@ where its conversation, or its session, has been before (`kernel/trail` says wha
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Set as AbstractSet
-from heapq import heappop, heappush
 from math import inf
 from typing import Literal
 
@@ -34,8 +34,6 @@ COMMON = 8  # a beginning known in so many places is everyone's, and attracts no
 
 FEW = 8  # among so many the least loaded is found faster by looking than by keeping an order
 
-_Entry = tuple[float, int, Replica]
-
 
 def load_of(replica: Replica) -> float:
     """The part of its slots that the replica holds."""
@@ -50,45 +48,48 @@ class LeastLoaded:
     """Lowest load first; among equals the one that has waited longest, so that they take turns.
 
     Load is the part of its slots that a replica holds. Of few replicas the first is looked for when it is asked for.
-    Beyond `FEW` a heap keeps their order: each replica with a free slot has one entry (load, turn, replica) that
-    counts, made anew when its load changes. Older ones are dropped when they come up, and all at once when they
-    outnumber the others.
+    Beyond `FEW` those with a free slot are kept by load: `_levels` holds those of one load, who came to it first stands
+    first, and `_loads` the loads that occur, in order.
     """
 
-    __slots__ = ("_heap", "_ready", "_turn")
+    __slots__ = ("_levels", "_loads", "_ready")
 
     def __init__(self) -> None:
-        self._ready: dict[Replica, _Entry | None] = {}  # in the order in which they took their turns
-        self._heap: list[_Entry] | None = None
-        self._turn = 0
+        self._ready: dict[Replica, float | None] = {}  # and the level of each; who took a turn last stands last
+        self._levels: dict[float, dict[Replica, None]] | None = None
+        self._loads: list[float] = []
 
     def update(self, replica: Replica) -> None:
         """The replica's state, slots or load changed; the others come before it."""
-        self._ready.pop(replica, None)
+        self.discard(replica)
         if replica.state == "ready":
             self._ready[replica] = None
-            if self._heap is not None:
-                self._enter(replica, self._heap)
+            if self._levels is not None:
+                self._move(replica, self._levels)
 
     def took(self, replica: Replica) -> None:
         """The replica was given a request: the others come before it."""
-        if len(self._ready) > 1:
+        if self._levels is not None:
+            self.freed(replica)
+        elif len(self._ready) > 1:
             self.update(replica)
 
     def freed(self, replica: Replica) -> None:
         """One of the replica's slots is free again."""
-        if self._heap is not None and replica in self._ready:
-            self._enter(replica, self._heap)
+        if self._levels is not None and replica in self._ready:
+            self._move(replica, self._levels)
 
     def discard(self, replica: Replica) -> None:
         """The replica no longer serves this access code."""
-        self._ready.pop(replica, None)
+        load = self._ready.pop(replica, None)
+        if load is not None and self._levels is not None:
+            self._leave(replica, load, self._levels)
 
     def choose(self, excluded: AbstractSet[str], trail: Trail = ()) -> Replica | None:
         """The replica to take, or None. Who asks takes it: the choice shows only after `took`."""
         if len(self._ready) > FEW:
             return self._first(excluded)
-        self._heap = None
+        self._levels = None
         chosen: Replica | None = None
         lowest = inf
         for replica in self._ready:
@@ -100,35 +101,42 @@ class LeastLoaded:
                     chosen, lowest = replica, load
         return chosen
 
-    def _enter(self, replica: Replica, heap: list[_Entry]) -> None:
-        """Give the replica its place in the order."""
-        self._turn += 1
-        entry = self._ready[replica] = (load_of(replica), self._turn, replica)
-        if replica.running < replica.admits:
-            heappush(heap, entry)
+    def _move(self, replica: Replica, levels: dict[float, dict[Replica, None]]) -> None:
+        """Give the replica its place in the order, behind those of the same load."""
+        before = self._ready[replica]
+        if before is not None:
+            self._leave(replica, before, levels)
+        if replica.running >= replica.admits:
+            self._ready[replica] = None
+            return
+        slots = replica.slots
+        load = self._ready[replica] = replica.running / (slots if slots < UNLIMITED else NOMINAL_SLOTS)
+        level = levels.get(load)
+        if level is None:
+            level = levels[load] = {}
+            insort(self._loads, load)
+        level[replica] = None
+
+    def _leave(self, replica: Replica, load: float, levels: dict[float, dict[Replica, None]]) -> None:
+        level = levels[load]
+        del level[replica]
+        if not level:
+            del levels[load]
+            self._loads.remove(load)
 
     def _first(self, excluded: AbstractSet[str]) -> Replica | None:
         """The first of many."""
-        ready, heap = self._ready, self._heap
-        if heap is None or len(heap) > 2 * len(ready) + 64:
-            heap = self._heap = []
-            for replica in ready:
-                self._enter(replica, heap)
-        passed: list[_Entry] = []
-        chosen: Replica | None = None
-        while heap:
-            entry = heap[0]
-            replica = entry[2]
-            if ready.get(replica) is not entry:
-                heappop(heap)
-            elif excluded and replica.id in excluded:
-                passed.append(heappop(heap))
-            else:
-                chosen = replica
-                break
-        for entry in passed:
-            heappush(heap, entry)
-        return chosen
+        levels = self._levels
+        if levels is None:
+            levels = self._levels = {}
+            self._loads = []
+            for replica in self._ready:
+                self._move(replica, levels)
+        for load in self._loads:
+            for replica in levels[load]:
+                if not (excluded and replica.id in excluded):
+                    return replica
+        return None
 
 
 class Follow(LeastLoaded):

@@ -176,6 +176,7 @@ class EventRelay(Relay, kw_only=True):
     carry: bytes = b""
     held: bytes = b""
     ordinary: bytes = _NEVER
+    ordinary_frame: bytes = _NEVER
     finished: bool = False
     done: bool = False
     kept: bytearray | None = None
@@ -199,7 +200,7 @@ class EventRelay(Relay, kw_only=True):
 
     def on_frames(self, frames: bytes, ended: bool) -> None:
         # Nothing held, nothing cut, nothing but ordinary events: the replica's own framing passes on.
-        if self.begun and frames.endswith(self.ordinary) and not self.carry and self.exchange.chunked:
+        if self.begun and frames.endswith(self.ordinary_frame) and not self.carry and self.exchange.chunked:
             self.exchange.write_framed(frames)
             kept = self.kept
             if kept is not None:
@@ -228,18 +229,30 @@ class EventRelay(Relay, kw_only=True):
         events = data[:cut]
         if events:
             try:
-                self._pass(events)
+                rest = self._pass(events) if not self.begun else events
+                if rest:
+                    self._pass(self._unread(rest))
             except KuwaError as error:
                 self.on_lost(error)
                 return
         if ended:
             self._complete()
 
-    def _pass(self, events: bytes) -> None:
-        """Pass whole events on, held back, thinned out or as they are. Raises what makes the attempt fail."""
-        content = False
+    def _unread(self, events: bytes) -> bytes:
+        """Pass on what ends like an ordinary event, unread; gives what follows."""
+        end = events.rfind(self.ordinary) + len(self.ordinary)
+        if self.replay is not None or self.ordinary is _NEVER or end < len(self.ordinary):
+            return events
+        self._write(events[:end], content=True)
+        return events[end:]
+
+    def _pass(self, events: bytes) -> bytes:
+        """Pass whole events on, held back, thinned out or as they are: all of them, or up to the first content; gives
+        what follows that. Raises what makes the attempt fail."""
+        opening, content = not self.begun, False
         kept: list[bytes] = []
-        for block in blocks_of(events):
+        blocks = blocks_of(events)
+        for number, block in enumerate(blocks, 1):
             new = self._expected(block)
             if not new:
                 continue
@@ -260,7 +273,11 @@ class EventRelay(Relay, kw_only=True):
                     if not event.choices and not self.include_usage:
                         continue
             kept.append(new)
-        self._write(events if len(kept) == 1 and len(kept[0]) == len(events) else b"".join(kept), content)
+            if opening and content:
+                self._write(b"".join(kept), content)
+                return b"".join(blocks[number:])
+        self._write(b"".join(kept), content)
+        return b""
 
     def _expected(self, block: bytes) -> bytes:
         """What of an event is for the client: not the announcement, nor what it has had before the replica was lost."""
@@ -298,9 +315,10 @@ class EventRelay(Relay, kw_only=True):
         """Remember how an ordinary event ends, so that reads ending like it need not be read."""
         start = events.rfind(_NULL_FINISH)
         if start >= 0 and len(events) - start < MAX_ORDINARY_BYTES and b'"content"' not in events[start:]:
-            self.ordinary = events[start:] + b"\r\n"
+            self.ordinary = events[start:]
+            self.ordinary_frame = self.ordinary + b"\r\n"
         else:
-            self.ordinary = _NEVER
+            self.ordinary = self.ordinary_frame = _NEVER
 
     def _complete(self) -> None:
         if not (self.finished or self.done) or not self.begun or self.replay is not None:

@@ -29,19 +29,37 @@ class Story(msgspec.Struct, eq=False):
     running: bool = False
     interruption: BaseException | None = None
 
-    def wake(self, error: BaseException | None = None) -> None:
-        """Run on to where it waits next, from its beginning at first; with `error`, raise that where it waits.
-
-        Does nothing when it is over.
-        """
+    def wake(self) -> None:
+        """Run on to where it waits next, from its beginning at first. Does nothing when it is over."""
         if self.running or self.over:
-            self.interruption = error or self.interruption
             return
         self.running = True
         try:
-            if error is None:
-                self.over = next(self.steps, _OVER) is _OVER
-            else:
+            self.over = next(self.steps, _OVER) is _OVER
+        except BaseException:
+            self.over = True
+            raise
+        finally:
+            self.running = False
+        if self.interruption is not None:
+            self._interrupt()
+
+    def interrupt(self, error: BaseException) -> None:
+        """Raise `error` where the story waits. Does nothing when it is over."""
+        if self.over:
+            return
+        self.interruption = error
+        if not self.running:
+            self._interrupt()
+
+    def client_gone(self) -> None:
+        self.interrupt(ClientGone())
+
+    def _interrupt(self) -> None:
+        self.running = True
+        try:
+            while self.interruption is not None:
+                error, self.interruption = self.interruption, None
                 self.steps.throw(error)
         except StopIteration:
             self.over = True
@@ -49,10 +67,5 @@ class Story(msgspec.Struct, eq=False):
             self.over = True
             raise
         finally:
+            error = None  # it knows this frame, and all that the story held would wait for the garbage collector
             self.running = False
-        if self.interruption is not None:
-            error, self.interruption = self.interruption, None
-            self.wake(error)
-
-    def client_gone(self) -> None:
-        self.wake(ClientGone())

@@ -34,16 +34,20 @@ def test_what_was_counted_is_shown_under_its_names() -> None:
     tally.prompt_tokens += 7
     tally.request_time.observe(0.2)
     tally.time_to_first_token.observe(0.1)
+    tally.whole_time.observe(0.3)
     tally.queue_wait.observe(0.0)
+    tally.queue_wait.zeros += 2
+    tally.cached_tokens += 4
     metrics.resumes["replay"] += 1
     lines = scrape(metrics)
     assert 'kuwa_requests_total{access_code="m",outcome="ok"} 2.0' in lines
     assert 'kuwa_retries_total{access_code="m"} 1.0' in lines
     assert 'kuwa_tokens_total{access_code="m",kind="prompt"} 7.0' in lines
+    assert 'kuwa_tokens_total{access_code="m",kind="cached"} 4.0' in lines
     assert 'kuwa_request_seconds_bucket{access_code="m",le="0.25"} 1.0' in lines
-    assert 'kuwa_request_seconds_count{access_code="m"} 1.0' in lines
-    assert 'kuwa_time_to_first_token_seconds_sum{access_code="m"} 0.1' in lines
-    assert 'kuwa_queue_wait_seconds_bucket{access_code="m",le="0.005"} 1.0' in lines
+    assert 'kuwa_request_seconds_count{access_code="m"} 2.0' in lines
+    assert 'kuwa_time_to_first_token_seconds_sum{access_code="m"} 0.4' in lines
+    assert 'kuwa_queue_wait_seconds_bucket{access_code="m",le="0.005"} 3.0' in lines
     assert 'kuwa_resumes_total{outcome="replay"} 1.0' in lines
     assert any(line.startswith("process_resident_memory_bytes ") for line in lines)
 

@@ -81,7 +81,7 @@ def test_an_interruption_while_the_story_runs_is_raised_at_its_next_wait() -> No
     ends: list[str] = []
 
     def tell() -> Steps:
-        story.wake(ClientGone())
+        story.interrupt(ClientGone())
         ends.append("went on")
         try:
             yield
