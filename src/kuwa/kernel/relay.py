@@ -210,6 +210,15 @@ class EventRelay(Relay, kw_only=True):
         else:
             self.on_data(unframe(frames), ended)
 
+    def on_lost(self, error: KuwaError) -> None:
+        """What befalls the connection after [DONE] is nothing to the client."""
+        if self.done and self.begun and not self.over and self.replay is None:
+            if self.connection is not None:
+                self.connection.cancel(self)
+            self._complete()
+        else:
+            super().on_lost(error)
+
     def _grow(self) -> None:
         """The journal wants more room; without it, nothing is kept any more."""
         journal = self.journal
@@ -261,7 +270,9 @@ class EventRelay(Relay, kw_only=True):
             if event is None:
                 if not (data or self.begun):
                     continue  # a comment: a sign of life, which has been noticed
-                self.done = self.done or data == sse.DONE
+                if data == sse.DONE:
+                    self.done = True
+                    continue  # sent with the end of the body: a client that leaves at it has had all
             else:
                 if event.error is not None:
                     self._write(b"".join(kept), content)
@@ -331,7 +342,7 @@ class EventRelay(Relay, kw_only=True):
         self.exchange.write(events)
 
     def _close(self) -> None:
-        self.exchange.end(b"" if self.done else sse.DONE_EVENT)
+        self.exchange.end(sse.DONE_EVENT)
 
 
 class TextRelay(EventRelay):

@@ -192,6 +192,18 @@ def test_an_answer_that_finished_without_saying_done_is_completed() -> None:
     assert relay.error is None
 
 
+def test_an_answer_is_complete_with_done_whatever_becomes_of_the_connection() -> None:
+    client = Client()
+    relay = relay_to(client)
+    feed(relay, [ROLE, WORDS[0], STOP, DONE], end=False)
+    assert not client.complete  # a client that leaves at [DONE] has had the end of the body, too
+    assert client.data()[-1] == STOP[6:-2]
+    relay.on_lost(UpstreamLost("gone"))
+    assert client.complete
+    assert client.data()[-1] == b"[DONE]"
+    assert relay.error is None
+
+
 def test_an_error_event_fails_the_attempt_whether_or_not_content_came_before_it() -> None:
     error = b'data: {"error":{"message":"no memory","code":500}}\n\n'
     early = Client()
