@@ -34,9 +34,16 @@ def main(argv: list[str]) -> None:
     class Handler(_Handler):
         model = args.served_model_name
 
-    server = ThreadingHTTPServer((args.host, args.port), Handler)
-    server.daemon_threads = True
-    server.serve_forever()
+    _Server((args.host, args.port), Handler).serve_forever()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that resets its connection is no fault of the server's: no traceback in the log."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
