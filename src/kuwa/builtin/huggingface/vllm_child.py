@@ -7,20 +7,17 @@ it ends its whole process group: vLLM starts processes of its own.
 
 from __future__ import annotations
 
-import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 
 import msgspec
 
+from kuwa.executor.supervised import LOAD_FAILED, came_up, free_port, say
 from kuwa.executor.supervision import Ready
 
-LOAD_FAILED = 4
 LOOK_EVERY_S = 0.1
 
 
@@ -36,16 +33,13 @@ def main() -> int:
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     for name, value in config.environment.items():
         os.putenv(name, value)
-    port = _free_port()
+    port = free_port()
     process = subprocess.Popen(  # noqa: S603 - the vllm that is installed beside this
         [*config.command, "--host", "127.0.0.1", "--port", str(port)], stdin=subprocess.DEVNULL, stdout=sys.stderr
     )
-    while not _is_healthy(port):
-        if process.poll() is not None:
-            return LOAD_FAILED
-        time.sleep(LOOK_EVERY_S)
-    sys.stdout.buffer.write(msgspec.json.encode(Ready(f"http://127.0.0.1:{port}")) + b"\n")
-    sys.stdout.buffer.flush()
+    if not came_up(process, port, LOOK_EVERY_S):
+        return LOAD_FAILED
+    say(Ready(f"http://127.0.0.1:{port}"))
     code = process.wait()
     return code if code >= 0 else 128 - code
 
@@ -54,23 +48,6 @@ def _end_with_stdin() -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
     os.killpg(0, signal.SIGKILL)
-
-
-def _free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
-
-
-def _is_healthy(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 if __name__ == "__main__":

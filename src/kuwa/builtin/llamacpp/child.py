@@ -9,10 +9,8 @@ executor goes, however it goes, these processes go with it and free the model's 
 
 from __future__ import annotations
 
-import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,10 +22,9 @@ from typing import Any
 import msgspec
 
 from kuwa.executor.leash import die_with
+from kuwa.executor.supervised import LOAD_FAILED, came_up, free_port, say
 from kuwa.executor.supervision import Ready
 
-LOAD_FAILED = 4
-"""The exit status after llama.cpp has refused the model."""
 LOOK_EVERY_S = 0.05
 WARNINGS, ALL_IT_DOES = 2, 3
 """What llama.cpp logs; of the second a dozen lines for each request."""
@@ -92,13 +89,13 @@ def _run_package(config: ChildConfig) -> int:
     except Exception as error:  # noqa: BLE001 - llama.cpp throws anything
         sys.stderr.write(f"llama.cpp could not load the model: {error}\n")
         return LOAD_FAILED
-    _say(Ready(server.listening_address, str(xllamacpp.get_system_info())))
+    say(Ready(server.listening_address, str(xllamacpp.get_system_info())))
     while True:
         time.sleep(3600)  # the server has threads of its own
 
 
 def _run_server(config: ChildConfig) -> int:
-    port = _free_port()
+    port = free_port()
     own = os.getpid()
     os.putenv("LLAMA_API_KEY", config.api_key)  # not on a command line that everybody can read
     process = subprocess.Popen(  # noqa: S603 - the program that the person who started the executor named
@@ -108,11 +105,9 @@ def _run_server(config: ChildConfig) -> int:
         preexec_fn=lambda: die_with(own),
     )
     _leave_at_end(process.kill)
-    while not _is_healthy(port):
-        if process.poll() is not None:
-            return LOAD_FAILED
-        time.sleep(LOOK_EVERY_S)
-    _say(Ready(f"http://127.0.0.1:{port}"))
+    if not came_up(process, port, LOOK_EVERY_S):
+        return LOAD_FAILED
+    say(Ready(f"http://127.0.0.1:{port}"))
     code = process.wait()
     if code < 0:
         signal.signal(-code, signal.SIG_DFL)
@@ -216,28 +211,6 @@ def _add_files(parameters: Any, config: ChildConfig, xllamacpp: Any) -> None:
 
 def _cache_type(xllamacpp: Any, name: str) -> Any:
     return xllamacpp.ggml_type[f"GGML_TYPE_{name.upper()}"]
-
-
-def _say(ready: Ready) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(ready) + b"\n")
-    sys.stdout.buffer.flush()
-
-
-def _free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
-
-
-def _is_healthy(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _leave_at_end(clean_up: Callable[[], None]) -> None:
