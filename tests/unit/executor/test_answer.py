@@ -119,7 +119,7 @@ def test_progress_is_a_comment_in_a_stream_and_nothing_elsewhere() -> None:
     assert RawText(request(), created=1, cuts_stops=False).take(Progress(5, 10)) == b""
 
 
-class TestRawEvents:
+class TestRawStream:
     def test_pieces_of_one_call_are_put_together_also_within_one_delta(self) -> None:
         pieces = [
             {"index": 0, "id": "a", "function": {"name": "tide", "arguments": ""}},

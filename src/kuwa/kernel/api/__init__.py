@@ -1,1 +1,1 @@
-"""Dialects: each module turns one client dialect into a `kernel.chat.ChatRequest` and back."""
+"""Dialects: each module turns one client dialect into a `kernel.chat.Call` and back."""
