@@ -6,7 +6,11 @@ found them, and it need not pay for their start.
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -17,6 +21,20 @@ from processes import Kernel, Stage
 # How long one example takes says how busy the machine is, and nothing about the code.
 hypothesis.settings.register_profile("kuwa", deadline=None)
 hypothesis.settings.load_profile("kuwa")
+
+# What would let a test, or a program it starts, see whose machine this is.
+PERSONAL = ("KUWA_", "XDG_", "HF_", "OPENAI_", "GEMINI_", "GOOGLE_")
+PERSONAL_TOO = {f"{scheme}_proxy" for scheme in ("http", "https", "all", "no")}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Every test is run by somebody whose home is empty and who has set nothing, whoever runs them."""
+    for name in list(os.environ):
+        if name.startswith(PERSONAL) or name.lower() in PERSONAL_TOO:
+            del os.environ[name]
+    home = Path(tempfile.mkdtemp(prefix="kuwa-home-"))
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    os.environ["HOME"] = str(home)
 
 
 @pytest.hookimpl(tryfirst=True)

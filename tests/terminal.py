@@ -15,6 +15,8 @@ import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
+import psutil
+
 # The terminal has to be the program's own, or Ctrl-C would reach nobody.
 OWN_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -67,6 +69,12 @@ class Terminal:
         return ESCAPE.sub("", self.raw).replace("\r", "")
 
     def press(self, keys: str) -> None:
+        """Press keys once the program waits for something: what it shows, it shows before it does. A Ctrl-C that comes
+        in between readline neither sees nor is woken by; a person presses it again.
+        """
+        deadline = time.monotonic() + TIMEOUT_S
+        while self._popen.poll() is None and psutil.Process(self._popen.pid).status() != psutil.STATUS_SLEEPING:
+            assert time.monotonic() < deadline, f"busy for {TIMEOUT_S:g} s; shown: {self.text!r}"
         self._looked = len(self.text)
         os.write(self._ours, keys.encode())
 
