@@ -6,7 +6,7 @@ one run compare; the ratios are of neighbouring turns. What Kuwa adds to the fir
 model of one megabyte, whose own time hides nothing.
 
 `--llama_cpp_python PYTHON` names the Python of an environment that holds `llama-cpp-python[server]`: then its server
-takes turns with Kuwa at 8 requests at once.
+takes turns with Kuwa at 8 requests at once, with a short and with a long question.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from kuwa.builtin.llamacpp.maker import make_half_billion, make_scripted
 SLOTS = 16
 CONTEXT = 512
 START_TIMEOUT_S = 120.0
+SHORT_PROMPT = "Tell me of the sea."
 PROMPT = "Tell me of the sea, the waves and the wind, and of those who wait ashore. " * 3
 SHORT_ROUNDS = 100
 """Turns on the model that takes no time."""
@@ -137,35 +138,36 @@ def by_cpu(pairs: Pairs) -> float:
 
 def beside_llama_cpp_python(model: Path, options: argparse.Namespace) -> None:
     others = llama_cpp_python(options.llama_cpp_python, model, options.threads)
+    print("\n| question | prompt tokens | new | llama-cpp-python tok/s | Kuwa tok/s | ratio | by CPU |")
+    print("|:--|--:|--:|--:|--:|--:|--:|")
     with others as theirs, kuwa(model, options.threads) as ours:
-        for side in (theirs, ours):
-            turn(side, 1, options.tokens)
-        pairs = turns(theirs, ours, 8, options.tokens, max(1, options.rounds - 1))
-    their_speed, own_speed = (statistics.median(pair[i].speed for pair in pairs) for i in (0, 1))
-    ratio = statistics.median(b.speed / a.speed for a, b in pairs)
-    print(
-        f"\n8 at once: llama-cpp-python's server {their_speed:.1f} tok/s, Kuwa {own_speed:.1f}: {ratio:.2f} x, "
-        f"{by_cpu(pairs):.2f} x by CPU",
-        flush=True,
-    )
+        for name, prompt in (("short", SHORT_PROMPT), ("long", PROMPT)):
+            for side in (theirs, ours):
+                turn(side, 1, options.tokens, prompt)
+            pairs = turns(theirs, ours, 8, options.tokens, options.rounds, prompt)
+            their_speed, own_speed = (statistics.median(pair[i].speed for pair in pairs) for i in (0, 1))
+            ratio = statistics.median(b.speed / a.speed for a, b in pairs)
+            cells = [name, str(prompt_tokens(ours, prompt)), str(options.tokens), f"{their_speed:.1f}"]
+            cells += [f"{own_speed:.1f}", f"{ratio:.2f}", f"{by_cpu(pairs):.2f}"]
+            print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def turns(one: Side, other: Side, at_once: int, tokens: int, rounds: int) -> Pairs:
+def turns(one: Side, other: Side, at_once: int, tokens: int, rounds: int, prompt: str = PROMPT) -> Pairs:
     """Neighbouring turns of both sides, which begins changing from round to round."""
     pairs: Pairs = []
     for number in range(rounds):
         order = (one, other) if number % 2 == 0 else (other, one)
-        taken = {side.name: turn(side, at_once, tokens) for side in order}
+        taken = {side.name: turn(side, at_once, tokens, prompt) for side in order}
         pairs.append((taken[one.name], taken[other.name]))
     return pairs
 
 
-def turn(side: Side, at_once: int, tokens: int) -> Turn:
+def turn(side: Side, at_once: int, tokens: int, prompt: str = PROMPT) -> Turn:
     """`at_once` streams begun together, each with a prompt that nothing has read before."""
     own, engine = cpu_s(side.own), cpu_s((side.engine,))
     began = time.monotonic()
     with ThreadPoolExecutor(at_once) as clients:
-        first = list(clients.map(lambda _: stream(side, tokens), range(at_once)))
+        first = list(clients.map(lambda _: stream(side, tokens, prompt), range(at_once)))
     took = time.monotonic() - began
     return Turn(
         at_once * tokens / took, statistics.median(first), cpu_s(side.own) - own, cpu_s((side.engine,)) - engine
@@ -176,29 +178,38 @@ def cpu_s(pids: Sequence[int]) -> float:
     return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
 
 
-def stream(side: Side, tokens: int) -> float:
-    """Seconds to the first content of one answer, read to its end."""
-    body = {
-        "model": side.model,
-        "messages": [{"role": "user", "content": f"{secrets.token_hex(8)} {PROMPT}"}],
-        "stream": True,
-        "max_tokens": tokens,
-        "ignore_eos": True,
-    }
+def prompt_tokens(side: Side, prompt: str) -> int:
+    """How many tokens such a question has for the model, what the template adds included."""
+    response = asked(side, {"messages": messages(prompt), "max_tokens": 1})
+    return int(json.loads(response.read())["usage"]["prompt_tokens"])
+
+
+def messages(prompt: str) -> list[dict[str, str]]:
+    """A question that begins as none before it."""
+    return [{"role": "user", "content": f"{secrets.token_hex(4)} {prompt}"}]
+
+
+def asked(side: Side, body: dict[str, object]) -> http.client.HTTPResponse:
     headers = {"content-type": "application/json", "authorization": f"Bearer {side.key}"}
     connection = http.client.HTTPConnection("127.0.0.1", side.port, timeout=600)
-    began = time.monotonic()
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    connection.request("POST", "/v1/chat/completions", json.dumps({"model": side.model, **body}), headers)
     response = connection.getresponse()
     if response.status != 200:
         raise SystemExit(f"{side.name} answered {response.status}: {response.read()!r}")
+    return response
+
+
+def stream(side: Side, tokens: int, prompt: str) -> float:
+    """Seconds to the first content of one answer, read to its end."""
+    began = time.monotonic()
+    response = asked(side, {"messages": messages(prompt), "stream": True, "max_tokens": tokens, "ignore_eos": True})
     first = 0.0
     tail = b""
     while data := response.read1(65536):
         if not first and b'"content":"' in data.replace(b'": "', b'":"').replace(b'"content":""', b""):
             first = time.monotonic() - began
         tail = (tail + data)[-2000:]
-    connection.close()
+    response.close()
     if b'"length"' not in tail:
         raise SystemExit(f"{side.name} did not give {tokens} tokens: its answer ends with {tail[-300:]!r}")
     return first
