@@ -71,9 +71,7 @@ class HuggingfaceExecutor(LLMExecutor):
         if self.args.engine == "vllm":
             self._prepare_vllm()
             return
-        if self.args.visible_gpu is not None:
-            # torch reads it when it is imported, which `load` does first of all.
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.args.visible_gpu  # noqa: TID251 - set, not read
+        self._prepare_torch()
         from kuwa.builtin.huggingface.loading import LoadFailed, load
 
         try:
@@ -84,6 +82,15 @@ class HuggingfaceExecutor(LLMExecutor):
             self._prepare_chat()
         else:
             self._prepare_vectors()
+
+    def _prepare_torch(self) -> None:
+        """Set what torch reads from the environment when it is imported, which `load` does first of all."""
+        environ = os.environ  # noqa: TID251 - set, not read
+        if self.args.visible_gpu is not None:
+            environ["CUDA_VISIBLE_DEVICES"] = self.args.visible_gpu
+        # Threads that wait for one another by turning round take the cores from those they wait for, where anything
+        # else runs on the machine: a step of a small model then costs ten times its own work.
+        environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     def _defaults_without_model(self) -> None:
         """Everything about the command line that can be wrong, before minutes are spent on a model."""
