@@ -32,7 +32,6 @@ Use "{PROG} [executor] --help" to get more information.
 def main() -> None:
     """The console script."""
     check_clash()
-    check_clash()
     arguments = sys.argv[1:]  # noqa: TID251 - this is the one place
     sys.exit(start(arguments, _environment()))
 
