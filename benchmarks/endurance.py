@@ -131,6 +131,7 @@ def idle_streams(gateway: Running, mock: Running, load: Path, *, streams: int, s
         finally:
             holding.kill()
     printed = json.loads(output)
+    print(f"{gateway.name}: {streams} idle streams for {lasts:g} s: {printed['ok']} alive at the end", flush=True)
     return IdleStreams(
         gateway.name,
         streams,

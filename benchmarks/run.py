@@ -15,7 +15,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import endurance
@@ -23,6 +23,7 @@ import gateways
 import machine
 import startup
 import workloads
+from endurance import Growth, IdleStreams, Memory, MostStreams
 from gateways import Gateway, Running
 from report import Outcome
 from workloads import Sample, Workload
@@ -77,16 +78,24 @@ def compare(options: argparse.Namespace) -> int:
         serving = start_gateways(compared, mock, gateway_core, running, left_out)
         measure = functools.partial(workloads.measure, mock=mock, load=load_program)
         samples = take_turns(chosen, serving, options, measure, left_out)
-        steadiest = [one for one in serving if one.name in PILLARS] if options.most or options.idle else []
-        most = [endurance.most_streams(one, mock, load_program) for one in steadiest if options.most]
-        idle = [
-            endurance.idle_streams(one, mock, load_program, streams=options.idle, seconds=options.idle_s)
-            for one in steadiest
-            if options.idle
-        ]
+        steadiest = [one for one in serving if one.name in PILLARS]
         kuwa = [one for one in serving if one.name == "kuwa" and options.growth]
-        memory = [endurance.memory(one, mock, load_program) for one in kuwa]
-    grown = endurance.growth(gateway_core, tools_core, load_program, mock_program) if kuwa else []
+        most, idle, memory = list[MostStreams](), list[IdleStreams](), list[Memory]()
+        for one in steadiest if options.most else []:
+            with leaving_out(f"{one.name}, most streams", left_out):
+                most.append(endurance.most_streams(one, mock, load_program))
+        for one in steadiest if options.idle else []:
+            with leaving_out(f"{one.name}, idle streams", left_out):
+                idle.append(
+                    endurance.idle_streams(one, mock, load_program, streams=options.idle, seconds=options.idle_s)
+                )
+        for one in kuwa:
+            with leaving_out("memory", left_out):
+                memory.append(endurance.memory(one, mock, load_program))
+    grown: list[Growth] = []
+    if kuwa:
+        with leaving_out("growth", left_out):
+            grown = endurance.growth(gateway_core, tools_core, load_program, mock_program)
     wants_startup = "kuwa" in options.gateway and not options.no_startup
     start_ups = startup.measure(gateway_core) if wants_startup else []
     kept = [gateway for gateway in compared if any(one.name == gateway.name for one in serving)]
@@ -127,6 +136,15 @@ def leave_out(name: str, error: machine.NotReady, left_out: dict[str, str]) -> N
         raise error
     left_out[name] = str(error).splitlines()[0]
     print(f"left out: {name}: {error}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def leaving_out(what: str, left_out: dict[str, str]) -> Iterator[None]:
+    """What cannot be measured now costs nothing that has been: an hour's figures are worth keeping."""
+    try:
+        yield
+    except machine.NotReady as error:
+        leave_out(what, error, left_out)
 
 
 def choose_workloads(options: argparse.Namespace) -> list[Workload]:
