@@ -79,7 +79,8 @@ class Child:
             start_new_session=True,  # Ctrl-C is the executor's to answer: what runs is to end well
         )
         assert process.stdin is not None  # noqa: S101 - it was asked for
-        process.stdin.write(msgspec.json.encode(told) + b"\n")
+        with suppress(OSError, RuntimeError):  # killed in the moment of its start (RuntimeError: uvloop): `ended` tells
+            process.stdin.write(msgspec.json.encode(told) + b"\n")
         return cls(process, name, api_key, cause)
 
     @property

@@ -132,9 +132,10 @@ async def test_a_stream_cut_anywhere_goes_on_elsewhere(
     assert first.executor.fingerprint() == second.executor.fingerprint() != ""
     chance = random.Random(23)  # noqa: S311 - seeded, so that a failure comes again
     for number in range(300 if pytestconfig.getoption("full_chaos") else 30):
-        asked = body(f"Tell me of ship {number % 40}, 燈塔 {number % 7}", **KINDS[number % len(KINDS)])
+        kind = KINDS[number % len(KINDS)]
+        asked = body(f"Tell me of ship {number % 40}, 燈塔 {number % 7}", **kind)
         whole = await first.whole(asked)
-        if "seed" not in KINDS[number % len(KINDS)]:
+        if "seed" not in kind:
             announced = resume.announcement_in(whole[0])
             assert announced is not None
             assert announced.seed >= 0
@@ -144,9 +145,10 @@ async def test_a_stream_cut_anywhere_goes_on_elsewhere(
         total = sum(len(resume.ids_in(block)) for block in blocks_of(b"".join(whole)))
         before = second.steps
         new = await gone_on(second, asked, delivered)
-        # A step draws one token: none of the known ones was computed but by the prefill. Behind a stop string a further
-        # step may have begun.
-        assert second.steps - before <= total - known + 1
+        # A step draws one token: none of the known ones was computed but by the prefill. Behind a stop string the
+        # engine goes on until it is told, which on a busy machine takes some steps.
+        drawn = TOKENS if "stop" in kind else total
+        assert second.steps - before <= drawn - known + 1
         assert said(datas(delivered + new)) == said(datas(whole)), (number, cut)
 
 
