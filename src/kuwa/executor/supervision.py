@@ -233,6 +233,10 @@ class Supervisor:
             except (LoadFailed, OSError) as error:
                 failed += 1
                 fault = str(error)
+            except Exception as error:  # were it to end this task, nobody would start the engine again or say so
+                failed += 1
+                fault = repr(error)
+                log.exception("starting the %s engine failed in a way that Kuwa did not foresee", self._name)
             else:
                 log.info("the %s engine is back (pid %d)", self._name, child.pid)
                 return child
