@@ -158,7 +158,10 @@ async def test_c4_a_frozen_executor_is_left_alone_and_comes_back(
     entries = await asyncio.gather(*began)
     frozen.process.send(signal.SIGCONT)
     back = await soon(lambda: kernel.ready("oracle", 2), "it was back", 10)
-    for entry in [*entries, *later]:
+    moved = kernel.metric("kuwa_retries_total") + kernel.metric("kuwa_resumes_total")
+    after = await asyncio.gather(*(ask(kernel.port, f"after{n}", tokens=50, delay=0.02) for n in range(8)))
+    assert kernel.metric("kuwa_retries_total") + kernel.metric("kuwa_resumes_total") == moved, "it is as good as before"
+    for entry in [*entries, *later, *after]:
         entry.check()
         assert entry.outcome == "whole", entry
     assert other.process.exit_code is None

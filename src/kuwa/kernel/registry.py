@@ -49,8 +49,9 @@ class Replica:
     """One executor process that can answer for its access codes.
 
     The registry alone writes `state`; the dispatcher alone writes `running`, the exact count of held slots.
-    `admits` is how many slots may be held now: all `slots`, or one while it is on trial. `lost` is set when its
-    process is given up as dead or frozen, so that whatever still waits for it need wait no longer.
+    `admits` is how many slots may be held now: all `slots`, or one while it is on trial. `lost`: its
+    process was given up as dead or frozen and has not been heard since, so that whatever still waits for it need wait
+    no longer.
     `resumes`: its streams can be gone on with elsewhere, and others' here.
     `base_url` is of the OpenAI dialect (`http://127.0.0.1:4001/v1`), `endpoint` the chat endpoint of the v1.0
     wire. `model` is the name to send upstream, empty where it is the access code. Times are monotonic seconds.
@@ -132,6 +133,7 @@ class Registry:
         self._apply(replica, registration, now)
         replica.registered_from = registered_from
         replica.heard_at = now
+        replica.lost = False
         self._join(replica)
         if replica.state != "ejected" or registration.state != "ready":
             self._enter(replica, registration.state, now)

@@ -96,8 +96,10 @@ class TestLeases:
         replica = only(registry)
         replica.running = 1
         let_pass(registry, 0.0, 200.0)
+        assert replica.lost
         registry.register(registration(), 200.0)
         assert only(registry) is replica
+        assert not replica.lost
 
     def test_one_that_is_gone_is_forgotten_after_a_minute(self) -> None:
         registry = Registry()
@@ -403,6 +405,7 @@ class ComingsAndGoings(RuleBasedStateMachine):
     def the_views_agree(self) -> None:
         replicas = self.registry.all_replicas()
         alive = [r for r in replicas if r.alive]
+        assert not any(r.lost for r in alive), "what runs on a live one is not given up"
         for code in ("m", "n"):
             assert set(self.registry.replicas(code)) == {r for r in alive if code in r.access_codes}
         assert len({r.address for r in alive}) == len(alive), "two live replicas at one address"
