@@ -182,6 +182,14 @@ class TestOldExecutorOnOurKernel:
         executor.process.kill()
         until(lambda: not old.kernel.ready("old"), "the health poll noticed", timeout_s=15, every_s=0.1)
 
+    def test_one_that_stood_still_until_it_was_given_up_serves_again(self, old: OldExecutors) -> None:
+        executor = old.start("debug", "old", "--delay", "0")
+        executor.process.send(signal.SIGSTOP)
+        until(lambda: not old.kernel.replicas("old"), "it was given up", timeout_s=20)
+        executor.process.send(signal.SIGCONT)
+        until(lambda: old.kernel.ready("old"), "it was found to be back", timeout_s=10)
+        assert chat_text(old.kernel.url, "old", TEXT) == TEXT
+
     def test_one_of_the_old_and_one_of_the_new_serve_the_same_model(self, old: OldExecutors) -> None:
         ancient = old.start("debug", "mixed", "--delay", "0")
         old.stage.executor("debug", "--delay", "0", kernel=old.kernel, access_code="mixed")

@@ -1,10 +1,10 @@
 """Who is alive: every replica the kernel knows, the state it is in, and since when.
 
 A replica is one executor process (or one `--upstream`), under one or more access codes. Three kinds come in:
-our own executors hold a lease that they renew; executors of the old wire register once and are health-polled;
-upstreams stand in the kernel's own settings and are polled for as long as it runs. `api/native` registers,
-`health` polls and expires, the dispatcher takes the changes. Nothing here does I/O: `now` (monotonic seconds) is
-passed in, and `polls_due` says what is to be asked.
+our own executors hold a lease that they renew; executors of the old wire register once and are health-polled, for
+ten minutes also after they fell silent; upstreams stand in the kernel's own settings and are polled for as long as it
+runs. `api/native` registers, `health` polls and expires, the dispatcher takes the changes. Nothing here does I/O:
+`now` (monotonic seconds) is passed in, and `polls_due` says what is to be asked.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ SUSPECT_AFTER_S = 4.5
 GRACE_S = 30.0  # an executor of the old wire registers before it listens
 BUSY_SILENCE_S = 120.0  # one that computes on its event loop does not answer while it computes
 TOMBSTONE_S = 60.0
+LOST_OLD_S = 600.0  # so long an executor of the old wire that fell silent is asked whether it is back
 STALL_S = 2.0
 POLL_S = 2.0
 POLL_STARTING_S = 0.5
 POLL_FAILED_S = 1.0
+POLL_LOST_S = 5.0
 POLL_UPSTREAM_S = 10.0
 POLL_UPSTREAM_FAILED_S = 2.0
 POLL_LAST_RESORT_S = 1.0
@@ -281,7 +283,8 @@ class Registry:
         for replica in list(self._executors.values()):
             if replica.state == "gone":
                 # A slot still held keeps it: should the process come back, its count must still be true.
-                if now - replica.since >= TOMBSTONE_S and replica.running == 0:
+                kept_s = LOST_OLD_S if replica.lost and replica.source == "old" else TOMBSTONE_S
+                if now - replica.since >= kept_s and replica.running == 0:
                     del self._executors[replica.executor_id]
             elif replica.source == "lease":
                 self._expire_lease(replica, now)
@@ -316,6 +319,7 @@ class Registry:
         if silent_s >= patience_s:
             replica.lost = True
             self._leave(replica, now)
+            replica.next_poll = now + POLL_LOST_S  # it registers once in its life: that it is back, its health tells
 
     def failed(self, replica: Replica, now: float, why: str) -> None:
         """An attempt there failed. After several in a row it is ejected, unless it is the last that is ready."""
@@ -355,7 +359,7 @@ class Registry:
 
     def polls_due(self, now: float) -> list[Replica]:
         """The replicas whose health is to be asked now. Each is out until `health` brings its answer."""
-        due = [r for r in self._executors.values() if r.alive and self._poll_due(r, now)]
+        due = [r for r in self._executors.values() if self._poll_due(r, now)]
         for replica in due:
             replica.next_poll = math.inf
             replica.last_poll = now
@@ -370,7 +374,7 @@ class Registry:
 
     def health(self, replica: Replica, answer: Answer, now: float, note: str = "") -> None:
         """Take the answer to a poll: `refused` where nobody listens, `silent` for any other failure."""
-        if not replica.alive:
+        if not replica.alive and not self._returns(replica, answer, now):
             return
         if answer == "ok":
             self._healthy(replica, now)
@@ -385,6 +389,18 @@ class Registry:
         elif replica.source == "old":
             replica.note = note
             self._old_failed(replica, answer, now)
+
+    def _returns(self, replica: Replica, answer: Answer, now: float) -> bool:
+        """Whether one of the old wire that fell silent is back, and nobody has taken its place meanwhile."""
+        known = self._executors.get(replica.executor_id) is replica
+        if replica.source != "old" or not (replica.lost and known) or replica.address in self._by_address:
+            return False
+        if answer != "ok":
+            replica.next_poll = now + POLL_LOST_S
+            return False
+        replica.lost = False
+        self._join(replica)
+        return True
 
     def _healthy(self, replica: Replica, now: float) -> None:
         replica.failures = 0
@@ -424,7 +440,7 @@ class Registry:
         return list(self._by_code.get(access_code, ()))
 
     def all_replicas(self) -> list[Replica]:
-        """Every replica known, those gone within the last minute included."""
+        """Every replica known, those that have gone lately included."""
         return list(self._executors.values())
 
     def codes(self) -> list[str]:

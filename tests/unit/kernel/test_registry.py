@@ -228,6 +228,41 @@ class TestTheOldWire:
         let_pass(registry, 0.0, 6.0)
         assert replica.state == "gone"
 
+    def test_one_that_fell_silent_is_asked_on_and_comes_back_when_it_answers(self) -> None:
+        registry = ready_old()
+        replica = only(registry)
+        registry.health(replica, "silent", 4.0)
+        now = let_pass(registry, 0.0, 7.0)
+        assert replica.lost
+        assert registry.polls_due(now) == []
+        now = let_pass(registry, now, 300.0)
+        assert registry.polls_due(now) == [replica]
+        registry.health(replica, "silent", now)
+        assert registry.polls_due(now + 5.0) == [replica]
+        registry.health(replica, "ok", now + 5.0)
+        assert only(registry) is replica
+        assert (replica.state, replica.lost) == ("ready", False)
+
+    def test_one_that_fell_silent_does_not_come_back_to_a_place_that_is_taken(self) -> None:
+        registry = ready_old()
+        replica = only(registry)
+        registry.health(replica, "silent", 4.0)
+        now = let_pass(registry, 0.0, 20.0)
+        assert registry.polls_due(now) == [replica]
+        registry.register_old("m", OLD, now)
+        registry.health(replica, "ok", now)
+        assert only(registry) is not replica
+        assert replica.state == "gone"
+
+    def test_one_that_fell_silent_for_ten_minutes_is_forgotten(self) -> None:
+        registry = ready_old()
+        replica = only(registry)
+        registry.health(replica, "silent", 4.0)
+        now = let_pass(registry, 0.0, 620.0)
+        assert registry.all_replicas() == []
+        registry.health(replica, "ok", now)
+        assert registry.all_replicas() == []
+
     def test_one_that_computes_may_be_silent_for_longer(self) -> None:
         registry = ready_old()
         replica = only(registry)
@@ -384,7 +419,7 @@ class ComingsAndGoings(RuleBasedStateMachine):
     @rule(answer=st.sampled_from(["ok", "refused", "silent"]))
     def poll(self, answer: str) -> None:
         for replica in self.registry.polls_due(self.now):
-            assert replica.alive
+            assert replica.alive or replica.lost
             assert replica.source == "old"
             self.registry.health(replica, answer, self.now)  # type: ignore[arg-type]
             assert not replica.alive or replica.next_poll > self.now
