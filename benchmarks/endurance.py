@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import statistics
 import subprocess
 import tempfile
 import time
@@ -36,6 +35,7 @@ IDLE_RAMP_S = 10.0
 REPLICAS = (1, 10, 100, 1000)
 GROWTH_ROUNDS = 5
 GROWTH_S = 2.0
+WHOLE_ANSWERS = workloads.Workload("W1 c32", "", 32)
 RENEWALS = 4
 REGISTERING = 16  # connections that register at the same time
 SOON_S = 2.3  # a lease counts as doubtful after 4.5 s
@@ -61,11 +61,12 @@ class IdleStreams:
     first_byte_p99_ms: float  # of new requests meanwhile, the worst of several probes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Growth:
+    gateway: str
     replicas: int
     cpu_us_per_request: list[float]
-    cpu_us_per_renewal: list[float]
+    cpu_us_per_renewal: list[float]  # nginx has none: its servers stand in its configuration
     rss_mb: float
 
 
@@ -153,26 +154,30 @@ def _first_byte_p99(gateway: Running, load: Path) -> float:
 
 
 def growth(gateway_core: int, tools_core: int, load: Path, mock_program: Path) -> list[Growth]:
-    """CPU per request of a kernel with 1 to 1,000 executors registered, each at an address of its own.
+    """CPU per request of a kernel with 1 to 1,000 executors registered, each at an address of its own; and of nginx
+    with as many servers.
 
     The leases are renewed between the rounds, not in them: what a renewal and what a request costs are two figures.
     """
     with contextlib.ExitStack() as running:
         mock = _many_models(mock_program, tools_core, running)
         kernels = {count: _bare_kernel(f"kuwa-{count}", gateway_core, running) for count in REPLICAS}
-        costs: dict[int, list[float]] = {count: [] for count in REPLICAS}
-        renewals: dict[int, list[float]] = {count: [] for count in REPLICAS}
+        proxies = {count: _nginx(mock, count, gateway_core, running) for count in REPLICAS}
+        grown = [Growth("kuwa", count, [], [], 0.0) for count in REPLICAS]
+        grown += [Growth("nginx", count, [], [], 0.0) for count in REPLICAS]
         for turn in range(GROWTH_ROUNDS + 1):
-            for count, kernel in kernels.items():
-                renewals[count].append(_renew(kernel, mock, count))
-                workload = workloads.Workload("W1 c32", "", 32)
-                sample = workloads.measure(workload, kernel, GROWTH_S, mock=mock, load=load)
+            for each in grown:
+                gateway = (kernels if each.gateway == "kuwa" else proxies)[each.replicas]
+                renewal = _renew(gateway, mock, each.replicas) if each.gateway == "kuwa" else None
+                sample = workloads.measure(WHOLE_ANSWERS, gateway, GROWTH_S, mock=mock, load=load)
                 if sample.load["errors"]:
-                    raise machine.NotReady(f"{count} replicas: {sample.load}\n{kernel.last_words()}")
+                    raise machine.NotReady(f"{gateway.name}: {sample.load}\n{gateway.last_words()}")
+                each.rss_mb = gateway.rss_mb()
                 if turn:  # the first one warms up: it opens the connections
-                    costs[count].append(sample.cpu_us_per_unit)
-                    print(f"growth {turn}/{GROWTH_ROUNDS} {count:5} replicas {costs[count][-1]:8.2f} µs/request")
-        return [Growth(count, costs[count], renewals[count][1:], kernels[count].rss_mb()) for count in REPLICAS]
+                    each.cpu_us_per_request.append(sample.cpu_us_per_unit)
+                    each.cpu_us_per_renewal += [renewal] if renewal is not None else []
+                    print(f"growth {turn}/{GROWTH_ROUNDS} {gateway.name:12} {sample.cpu_us_per_unit:8.2f} µs/request")
+        return grown
 
 
 def memory(gateway: Running, mock: Running, load: Path) -> Memory:
@@ -209,6 +214,16 @@ def _bare_kernel(name: str, core: int, running: contextlib.ExitStack) -> Running
     kernel = running.enter_context(gateways.started(name, command, port=port, core=core, folder=folder))
     gateways.wait_until_it_answers(kernel, method="GET", path="/livez")
     return kernel
+
+
+def _nginx(mock: Running, count: int, core: int, running: contextlib.ExitStack) -> Running:
+    port = machine.free_port()
+    folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="nginx-")))
+    servers = [f"{host}:{mock.port}" for host in _loopback_addresses(count)]
+    command = gateways.nginx_command(port, servers, folder)
+    proxy = running.enter_context(gateways.started(f"nginx-{count}", command, port=port, core=core, folder=folder))
+    gateways.wait_until_it_answers(proxy)
+    return proxy
 
 
 def _renew(kernel: Running, mock: Running, count: int) -> float:
@@ -259,9 +274,3 @@ def _register_these(kernel: Running, mock: Running, numbered: Sequence[tuple[int
 def _loopback_addresses(count: int) -> Iterator[str]:
     for number in range(1, count + 1):
         yield f"127.0.{number >> 8}.{number & 255}"
-
-
-def flatness(grown: Sequence[Growth]) -> float:
-    """How much more a request costs with the most replicas than with one, as a ratio of medians."""
-    first, last = grown[0], grown[-1]
-    return statistics.median(last.cpu_us_per_request) / statistics.median(first.cpu_us_per_request)

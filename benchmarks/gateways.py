@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ http {{
     client_body_buffer_size 2m;
     keepalive_requests 1000000000;
     upstream backend {{
-        server 127.0.0.1:{backend};
+        {servers}
         keepalive 2048;
         keepalive_requests 1000000000;
     }}
@@ -98,22 +98,30 @@ def available() -> dict[str, Callable[[], Gateway]]:
     return {"nginx": _nginx, "kuwa": _kuwa, "kuwa+chatgpt": _chatgpt}
 
 
-def _nginx() -> Gateway:
-    program = machine.find_program("nginx")
-
-    def command(port: int, backend: int, folder: Path) -> list[str | Path]:
-        user = "user root;" if os.geteuid() == 0 else ""  # the folder is readable by its owner alone
-        config = folder / "nginx.conf"
-        config.write_text(
-            NGINX_CONFIG.format(port=port, backend=backend, folder=folder, user=user, open_files=machine.OPEN_FILES)
+def nginx_command(port: int, servers: Iterable[str], folder: Path) -> list[str | Path]:
+    """nginx in front of `servers` (host:port): of several, the one with the fewest connections takes a request."""
+    lines = [f"server {server};" for server in servers]
+    if len(lines) > 1:
+        lines.insert(0, "least_conn;")
+    config = folder / "nginx.conf"
+    config.write_text(
+        NGINX_CONFIG.format(
+            port=port,
+            servers=" ".join(lines),
+            folder=folder,
+            user="user root;" if os.geteuid() == 0 else "",  # the folder is readable by its owner alone
+            open_files=machine.OPEN_FILES,
         )
-        return [program, "-p", folder, "-c", config, "-e", "stderr"]
+    )
+    return [machine.find_program("nginx"), "-p", folder, "-c", config, "-e", "stderr"]
 
+
+def _nginx() -> Gateway:
     return Gateway(
         "nginx",
-        machine.nginx_version(program),
+        machine.nginx_version(machine.find_program("nginx")),
         "1 worker, upstream keepalive, no buffering, no access log: it moves bytes and knows nothing of models",
-        command,
+        lambda port, backend, folder: nginx_command(port, [f"127.0.0.1:{backend}"], folder),
     )
 
 

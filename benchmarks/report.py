@@ -159,27 +159,22 @@ class Outcome:
         return table(head, rows) if rows else ""
 
     def _growth_table(self) -> str:
-        if not self.grown:
-            return ""
-        one = statistics.median(self.grown[0].cpu_us_per_request)
-        rows = [
-            (
-                f"{each.replicas:,}",
-                spread(each.cpu_us_per_request, "{:.1f}"),
-                f"{statistics.median(each.cpu_us_per_request) / one:.2f}",
-                spread(each.cpu_us_per_renewal, "{:.0f}"),
-                f"{each.rss_mb:.0f}",
+        rows: list[tuple[str, ...]] = []
+        for each in self.grown:
+            first = next(one for one in self.grown if one.gateway == each.gateway)
+            one = statistics.median(first.cpu_us_per_request)
+            rows.append(
+                (
+                    each.gateway,
+                    f"{each.replicas:,}",
+                    spread(each.cpu_us_per_request, "{:.1f}"),
+                    f"{statistics.median(each.cpu_us_per_request) / one:.2f}",
+                    spread(each.cpu_us_per_renewal, "{:.0f}") if each.cpu_us_per_renewal else "",
+                    f"{each.rss_mb:.0f}",
+                )
             )
-            for each in self.grown
-        ]
-        head = (
-            "registered replicas",
-            "µs of CPU per request",
-            "× one replica",
-            "µs of CPU per renewal",
-            "RSS MB",
-        )
-        return table(head, rows)
+        head = ("gateway", "replicas", "µs of CPU per request", "× one replica", "µs of CPU per renewal", "RSS MB")
+        return table(head, rows) if rows else ""
 
     def _memory_line(self, each: Memory) -> str:
         return f"RSS over {each.requests:,} requests: {each.before_mb:.1f} MB before, {each.after_mb:.1f} MB after"
