@@ -51,9 +51,8 @@ class Replica:
     """One executor process that can answer for its access codes.
 
     The registry alone writes `state`; the dispatcher alone writes `running`, the exact count of held slots.
-    `admits` is how many slots may be held now: all `slots`, or one while it is on trial. `lost`: its
-    process was given up as dead or frozen and has not been heard since, so that whatever still waits for it need wait
-    no longer.
+    `admits` is how many slots may be held now: all `slots`, or one while it is on trial. `lost`: its process was given
+    up as dead or frozen and has not come back, so that whatever still waits for it need wait no longer.
     `resumes`: its streams can be gone on with elsewhere, and others' here.
     `base_url` is of the OpenAI dialect (`http://127.0.0.1:4001/v1`), `endpoint` the chat endpoint of the v1.0
     wire. `model` is the name to send upstream, empty where it is the access code. Times are monotonic seconds.
@@ -103,6 +102,11 @@ class Replica:
     def alive(self) -> bool:
         return self.state != "gone"
 
+    @property
+    def may_return(self) -> bool:
+        """Whether it is asked on although it is gone: one of the old wire registers once in its life."""
+        return self.lost and self.source == "old"
+
 
 class Registry:
     """The replicas by executor, by access code and by address, kept in step.
@@ -135,7 +139,6 @@ class Registry:
         self._apply(replica, registration, now)
         replica.registered_from = registered_from
         replica.heard_at = now
-        replica.lost = False
         self._join(replica)
         if replica.state != "ejected" or registration.state != "ready":
             self._enter(replica, registration.state, now)
@@ -283,7 +286,7 @@ class Registry:
         for replica in list(self._executors.values()):
             if replica.state == "gone":
                 # A slot still held keeps it: should the process come back, its count must still be true.
-                kept_s = LOST_OLD_S if replica.lost and replica.source == "old" else TOMBSTONE_S
+                kept_s = LOST_OLD_S if replica.may_return else TOMBSTONE_S
                 if now - replica.since >= kept_s and replica.running == 0:
                     del self._executors[replica.executor_id]
             elif replica.source == "lease":
@@ -304,8 +307,7 @@ class Registry:
         silent_s = now - replica.heard_at
         if silent_s >= LEASE_TTL_S:
             replica.note = f"not renewed for {LEASE_TTL_S:g} s"
-            replica.lost = True
-            self._leave(replica, now)
+            self._lose(replica, now)
         elif silent_s >= SUSPECT_AFTER_S and replica.state == "ready":
             self._enter(replica, "suspect", now)
 
@@ -317,9 +319,8 @@ class Registry:
             patience_s = BUSY_SILENCE_S if replica.running else LEASE_TTL_S
             silent_s = now - replica.heard_at if replica.failures else 0.0
         if silent_s >= patience_s:
-            replica.lost = True
-            self._leave(replica, now)
-            replica.next_poll = now + POLL_LOST_S  # it registers once in its life: that it is back, its health tells
+            self._lose(replica, now)
+            replica.next_poll = now + POLL_LOST_S
 
     def failed(self, replica: Replica, now: float, why: str) -> None:
         """An attempt there failed. After several in a row it is ejected, unless it is the last that is ready."""
@@ -374,9 +375,9 @@ class Registry:
 
     def health(self, replica: Replica, answer: Answer, now: float, note: str = "") -> None:
         """Take the answer to a poll: `refused` where nobody listens, `silent` for any other failure."""
-        if not replica.alive and not self._returns(replica, answer, now):
-            return
-        if answer == "ok":
+        if not replica.alive:
+            self._lost_answered(replica, answer, now)
+        elif answer == "ok":
             self._healthy(replica, now)
         elif replica.source == "lease" and replica.state != "ejected":
             replica.next_poll = math.inf  # its lease will tell
@@ -390,17 +391,16 @@ class Registry:
             replica.note = note
             self._old_failed(replica, answer, now)
 
-    def _returns(self, replica: Replica, answer: Answer, now: float) -> bool:
-        """Whether one of the old wire that fell silent is back, and nobody has taken its place meanwhile."""
+    def _lost_answered(self, replica: Replica, answer: Answer, now: float) -> None:
+        """One that may return is back once it answers well, unless it is forgotten or its place is taken."""
         known = self._executors.get(replica.executor_id) is replica
-        if replica.source != "old" or not (replica.lost and known) or replica.address in self._by_address:
-            return False
-        if answer != "ok":
+        if not replica.may_return or not known or replica.address in self._by_address:
+            return
+        if answer == "ok":
+            self._join(replica)
+            self._healthy(replica, now)
+        else:
             replica.next_poll = now + POLL_LOST_S
-            return False
-        replica.lost = False
-        self._join(replica)
-        return True
 
     def _healthy(self, replica: Replica, now: float) -> None:
         replica.failures = 0
@@ -464,6 +464,7 @@ class Registry:
             self._changed[replica] = None
 
     def _join(self, replica: Replica) -> None:
+        replica.lost = False
         if replica.source != "upstream":  # two upstreams may well share a base URL
             self._by_address[replica.address] = replica
         for code in replica.access_codes:
@@ -487,6 +488,10 @@ class Registry:
             replicas = self._by_code.get(code)
             if replicas is not None and replicas.pop(replica, True) is None and not replicas:
                 del self._by_code[code]
+
+    def _lose(self, replica: Replica, now: float) -> None:
+        replica.lost = True
+        self._leave(replica, now)
 
     def _leave(self, replica: Replica, now: float) -> None:
         self._forget(replica)

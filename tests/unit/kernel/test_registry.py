@@ -222,17 +222,12 @@ class TestTheOldWire:
         assert (replica.state, replica.note) == ("ready", "")
 
     def test_silence_ends_it_after_six_seconds(self) -> None:
-        registry = ready_old()
-        replica = only(registry)
-        registry.health(replica, "silent", 4.0)
-        let_pass(registry, 0.0, 6.0)
+        _, replica = lost_old()
         assert replica.state == "gone"
 
     def test_one_that_fell_silent_is_asked_on_and_comes_back_when_it_answers(self) -> None:
-        registry = ready_old()
-        replica = only(registry)
-        registry.health(replica, "silent", 4.0)
-        now = let_pass(registry, 0.0, 7.0)
+        registry, replica = lost_old()
+        now = let_pass(registry, 6.0, 7.0)
         assert replica.lost
         assert registry.polls_due(now) == []
         now = let_pass(registry, now, 300.0)
@@ -244,10 +239,8 @@ class TestTheOldWire:
         assert (replica.state, replica.lost) == ("ready", False)
 
     def test_one_that_fell_silent_does_not_come_back_to_a_place_that_is_taken(self) -> None:
-        registry = ready_old()
-        replica = only(registry)
-        registry.health(replica, "silent", 4.0)
-        now = let_pass(registry, 0.0, 20.0)
+        registry, replica = lost_old()
+        now = let_pass(registry, 6.0, 20.0)
         assert registry.polls_due(now) == [replica]
         registry.register_old("m", OLD, now)
         registry.health(replica, "ok", now)
@@ -255,10 +248,8 @@ class TestTheOldWire:
         assert replica.state == "gone"
 
     def test_one_that_fell_silent_for_ten_minutes_is_forgotten(self) -> None:
-        registry = ready_old()
-        replica = only(registry)
-        registry.health(replica, "silent", 4.0)
-        now = let_pass(registry, 0.0, 620.0)
+        registry, replica = lost_old()
+        now = let_pass(registry, 6.0, 620.0)
         assert registry.all_replicas() == []
         registry.health(replica, "ok", now)
         assert registry.all_replicas() == []
@@ -327,6 +318,15 @@ def ready_old() -> Registry:
     registry.register_old("m", OLD, 0.0)
     registry.health(only(registry), "ok", 0.0)
     return registry
+
+
+def lost_old() -> tuple[Registry, Replica]:
+    """One that was given up for its silence, six seconds after its last word."""
+    registry = ready_old()
+    replica = only(registry)
+    registry.health(replica, "silent", 4.0)
+    let_pass(registry, 0.0, 6.0)
+    return registry, replica
 
 
 class TestUpstreams:
