@@ -233,12 +233,14 @@ def run(*, with_litellm: bool) -> str:
         ways = [ours]
         if with_litellm:
             gateway = peers.available()["litellm"]()
-            port = machine.free_port()
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="litellm-")))
-            command = gateway.command(port, mock.port, folder)
-            litellm = gateways.started("litellm", command, port=port, core=core, folder=folder)
-            ways.append(Way(f"LiteLLM {gateway.version}", (stack.enter_context(litellm),)))
-            gateways.wait_until_it_answers(ways[-1].programs[0], within_s=LITELLM_READY_S)
+            litellm = gateways.serve(
+                "litellm",
+                lambda port, folder: gateway.command(port, mock.port, folder),
+                core,
+                stack,
+                within_s=LITELLM_READY_S,
+            )
+            ways.append(Way(f"LiteLLM {gateway.version}", (litellm,)))
         busy = os.getloadavg()[0]
         tables = [compare(ways, tools), first_token(ways, tools)]
         tables.append(steady(ours, Way("chatgpt alone", (executor,)), tools))

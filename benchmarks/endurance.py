@@ -9,11 +9,10 @@ import contextlib
 import http.client
 import json
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -65,9 +64,9 @@ class IdleStreams:
 class Growth:
     gateway: str
     replicas: int
-    cpu_us_per_request: list[float]
-    cpu_us_per_renewal: list[float]  # nginx has none: its servers stand in its configuration
-    rss_mb: float
+    cpu_us_per_request: list[float] = field(default_factory=list[float])
+    cpu_us_per_renewal: list[float] = field(default_factory=list[float])  # nginx has none: its servers are configured
+    rss_mb: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,23 +160,20 @@ def growth(gateway_core: int, tools_core: int, load: Path, mock_program: Path) -
     """
     with contextlib.ExitStack() as running:
         mock = _many_models(mock_program, tools_core, running)
-        kernels = {count: _bare_kernel(f"kuwa-{count}", gateway_core, running) for count in REPLICAS}
-        proxies = {count: _nginx(mock, count, gateway_core, running) for count in REPLICAS}
-        grown = [Growth("kuwa", count, [], [], 0.0) for count in REPLICAS]
-        grown += [Growth("nginx", count, [], [], 0.0) for count in REPLICAS]
+        grown = [(Growth("kuwa", count), _bare_kernel(count, gateway_core, running)) for count in REPLICAS]
+        grown += [(Growth("nginx", count), _nginx(mock, count, gateway_core, running)) for count in REPLICAS]
         for turn in range(GROWTH_ROUNDS + 1):
-            for each in grown:
-                gateway = (kernels if each.gateway == "kuwa" else proxies)[each.replicas]
-                renewal = _renew(gateway, mock, each.replicas) if each.gateway == "kuwa" else None
+            for each, gateway in grown:
+                renewals = [_renew(gateway, mock, each.replicas)] if each.gateway == "kuwa" else []
                 sample = workloads.measure(WHOLE_ANSWERS, gateway, GROWTH_S, mock=mock, load=load)
                 if sample.load["errors"]:
                     raise machine.NotReady(f"{gateway.name}: {sample.load}\n{gateway.last_words()}")
-                each.rss_mb = gateway.rss_mb()
                 if turn:  # the first one warms up: it opens the connections
                     each.cpu_us_per_request.append(sample.cpu_us_per_unit)
-                    each.cpu_us_per_renewal += [renewal] if renewal is not None else []
+                    each.cpu_us_per_renewal.extend(renewals)
                     print(f"growth {turn}/{GROWTH_ROUNDS} {gateway.name:12} {sample.cpu_us_per_unit:8.2f} µs/request")
-        return grown
+                each.rss_mb = gateway.rss_mb()
+        return [each for each, _ in grown]
 
 
 def memory(gateway: Running, mock: Running, load: Path) -> Memory:
@@ -199,31 +195,22 @@ def _send(gateway: Running, load: Path, requests: int) -> int:
 
 
 def _many_models(program: Path, core: int, running: contextlib.ExitStack) -> Running:
-    port = machine.free_port()
-    folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="mock-")))
-    command: list[str | Path] = [program, str(port), "50", "0", "0", "0", str(max(REPLICAS))]
-    mock = running.enter_context(gateways.started("mock", command, port=port, core=core, folder=folder))
-    gateways.wait_until_it_answers(mock)
-    return mock
+    pace = ("50", "0", "0", "0", str(max(REPLICAS)))
+    return gateways.serve("mock", lambda port, _: [program, str(port), *pace], core, running)
 
 
-def _bare_kernel(name: str, core: int, running: contextlib.ExitStack) -> Running:
-    port = machine.free_port()
-    folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix=f"{name}-")))
-    command: list[str | Path] = [machine.kuwa_command("kuwa-kernel"), "--port", str(port)]
-    kernel = running.enter_context(gateways.started(name, command, port=port, core=core, folder=folder))
-    gateways.wait_until_it_answers(kernel, method="GET", path="/livez")
-    return kernel
+def _bare_kernel(count: int, core: int, running: contextlib.ExitStack) -> Running:
+    def command(port: int, _: Path) -> list[str | Path]:
+        return [machine.kuwa_command("kuwa-kernel"), "--port", str(port)]
+
+    return gateways.serve(f"kuwa-{count}", command, core, running, method="GET", path="/livez")
 
 
 def _nginx(mock: Running, count: int, core: int, running: contextlib.ExitStack) -> Running:
-    port = machine.free_port()
-    folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="nginx-")))
     servers = [f"{host}:{mock.port}" for host in _loopback_addresses(count)]
-    command = gateways.nginx_command(port, servers, folder)
-    proxy = running.enter_context(gateways.started(f"nginx-{count}", command, port=port, core=core, folder=folder))
-    gateways.wait_until_it_answers(proxy)
-    return proxy
+    return gateways.serve(
+        f"nginx-{count}", lambda port, folder: gateways.nginx_command(port, servers, folder), core, running
+    )
 
 
 def _renew(kernel: Running, mock: Running, count: int) -> float:

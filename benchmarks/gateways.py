@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -177,6 +178,25 @@ def started(name: str, command: list[str | Path], *, port: int, core: int | str,
             print(f"{name} did not end within {STOP_WITHIN_S:.0f} s of SIGTERM and is killed", file=sys.stderr)
             child.kill()
             child.wait()
+
+
+def serve(
+    name: str,
+    command: Callable[[int, Path], list[str | Path]],
+    core: int,
+    running: contextlib.ExitStack,
+    *,
+    method: str = "POST",
+    path: str = "/v1/chat/completions",
+    within_s: float = READY_WITHIN_S,
+) -> Running:
+    """Start a program on a free port, with an empty folder of its own, for as long as `running` lasts; wait until it
+    answers. `command`: its command line, of the port and the folder."""
+    port = machine.free_port()
+    folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix=f"{name}-")))
+    program = running.enter_context(started(name, command(port, folder), port=port, core=core, folder=folder))
+    wait_until_it_answers(program, method=method, path=path, within_s=within_s)
+    return program
 
 
 def wait_until_it_answers(

@@ -13,7 +13,6 @@ import functools
 import os
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -158,21 +157,16 @@ def choose_workloads(options: argparse.Namespace) -> list[Workload]:
 
 
 def start_mock(program: Path, core: int, running: contextlib.ExitStack) -> Running:
-    port = machine.free_port()
-    folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="mock-")))
-    mock = running.enter_context(gateways.started("mock", [program, str(port)], port=port, core=core, folder=folder))
-    gateways.wait_until_it_answers(mock)
-    return mock
+    return gateways.serve("mock", lambda port, _: [program, str(port)], core, running)
 
 
 def start_gateway(gateway: Gateway, mock: Running, core: int, running: contextlib.ExitStack) -> Running:
-    port = machine.free_port()
-    folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix=f"{gateway.name}-")))
-    command = gateway.command(port, mock.port, folder)
-    print(f"starting {gateway.name} {gateway.version}: {shlex.join(map(str, command))}", flush=True)
-    started = running.enter_context(gateways.started(gateway.name, command, port=port, core=core, folder=folder))
-    gateways.wait_until_it_answers(started)
-    return started
+    def command(port: int, folder: Path) -> list[str | Path]:
+        words = gateway.command(port, mock.port, folder)
+        print(f"starting {gateway.name} {gateway.version}: {shlex.join(map(str, words))}", flush=True)
+        return words
+
+    return gateways.serve(gateway.name, command, core, running)
 
 
 def take_turns(
