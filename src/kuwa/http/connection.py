@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import httptools
 
-from kuwa.http.exchange import Exchange, Handler, Head, HeaderPair
+from kuwa.http.exchange import Exchange, Handler, Head, HeaderPair, header_lines
 from kuwa.http.heads import Cut, HeadMemo, KnownHead, cut_head
 from kuwa.wire.errors import (
     HeadersTooLarge,
@@ -41,6 +41,7 @@ MAX_PIPELINED = 16
 STALL_PROGRESS_BYTES = 1024
 LINGER_S = 3.0
 MAX_UNSENT_BYTES = 64 * 1024
+CHUNK_LINE_BYTES = 12  # the most that the framing of a chunk takes without extensions: 8 digits and two line ends
 MAX_REFUSED = 32  # connections beyond the bound that are told so at once; others are cut
 
 
@@ -80,6 +81,7 @@ class ServerConnection(asyncio.Protocol):
         "_body",
         "_body_limit",
         "_body_size",
+        "_chunk_lines",
         "_closing",
         "_completed",
         "_current",
@@ -99,6 +101,7 @@ class ServerConnection(asyncio.Protocol):
         "_stall_left",
         "_stall_since",
         "_target",
+        "_upgrading",
         "congested",
         "local",
         "peer",
@@ -114,7 +117,9 @@ class ServerConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._target = b""
         self._headers: list[HeaderPair] = []
-        self._head_size = 0
+        self._head_size = 0  # of the head; then of what else is no body: chunk extensions and trailers
+        self._chunk_lines = 0
+        self._upgrading = False
         self._parsed: Head = cast("Head", None)
         self._body: list[bytes] = []
         self._body_limit = server.limits.body_bytes
@@ -168,23 +173,44 @@ class ServerConnection(asyncio.Protocol):
         self._parse(data)
 
     def _parse(self, data: bytes) -> None:
-        completed = self._completed
+        completed, phase = self._completed, self._phase
+        body_size, self._chunk_lines = self._body_size, 0
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(InvalidRequest("This server does not switch protocols on this route."))
-            return
+        except httptools.HttpParserUpgrade as upgrade:
+            upgrade_at = upgrade.args[0]
         except httptools.HttpParserError as error:
-            refusal = getattr(error, "__context__", None)
-            if not isinstance(refusal, KuwaError):
-                refusal = InvalidRequest(f"This is no HTTP/1.1 request: {_first_line(error)}")
-            self._refuse(refusal)
+            self._refuse(_refusal_of(error))
             return
-        if self._phase == "head" and self._completed == completed:
-            # The parser keeps an unfinished header line to itself: count what it was fed.
+        else:
+            upgrade_at = 0
+        if upgrade_at:
+            self._ignore_upgrade(data[upgrade_at:])
+            return
+        if self._completed != completed:
+            return
+        # The parser keeps an unfinished header, trailer or chunk extension to itself: count what it was fed.
+        if self._phase == "head":
             self._head_size += len(data)
-            if self._head_size > self.server.limits.head_bytes:
-                self._refuse(_head_too_large(self.server.limits))
+        elif phase == "body":
+            framing = len(data) - (self._body_size - body_size) - self._chunk_lines * CHUNK_LINE_BYTES
+            self._head_size = max(-CHUNK_LINE_BYTES, self._head_size + framing)
+        if self._head_size > self.server.limits.head_bytes:
+            self._refuse(_head_too_large(self.server.limits))
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Read a request that asks for another protocol as the HTTP/1.1 request that it is (RFC 9110, section 7.8).
+
+        The parser takes such a head for the end of HTTP, so the head is parsed again without the Upgrade header.
+        """
+        if not self._upgrading:
+            self._refuse(InvalidRequest("This server does not open tunnels."))
+            return
+        self._upgrading = False
+        method, version = self._parser.get_method(), self._parser.get_http_version().encode()
+        fields = header_lines(field for field in self._headers if field[0] != b"upgrade")
+        self._parser = httptools.HttpRequestParser(self)
+        self._parse(b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self._target, version, fields, rest))
 
     def eof_received(self) -> bool | None:
         return None
@@ -335,6 +361,10 @@ class ServerConnection(asyncio.Protocol):
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        if self._parser.should_upgrade() and any(name == b"upgrade" for name, _ in self._headers):
+            self._upgrading = True
+            return
+        self._head_size = 0
         self._parsed = head = self._read_head()
         cut, self._cut = self._cut, None
         if cut is not None and _memorable(head):
@@ -352,7 +382,12 @@ class ServerConnection(asyncio.Protocol):
         if self._body_size > self.server.limits.body_bytes:
             raise _body_too_large(self.server.limits)
 
+    def on_chunk_header(self) -> None:
+        self._chunk_lines += 1
+
     def on_message_complete(self) -> None:
+        if self._upgrading:
+            return
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
         self._headers = []
@@ -412,10 +447,20 @@ class ServerConnection(asyncio.Protocol):
         except Exception:
             # The event loop would log it and forget it, and the client would wait for ever.
             log.exception("a handler of %s failed", head.path)
-            exchange.fail(InternalError("This server failed at the request; its log says why."))
+            self._give_up(exchange)
+
+    def _give_up(self, exchange: Exchange) -> None:
+        """Answer a request whose handler failed; cut its connection where even that fails."""
+        try:
+            exchange.fail(InternalError("Internal server error; see the server log."))
+        except Exception:
+            log.exception("a failure could not be reported to the client")
+            self.abort()
 
     def _refuse(self, error: KuwaError) -> None:
         """Answer a request that could not be read, then close: what follows it cannot be trusted."""
+        if self._closing:
+            return  # what comes after the last request of a connection is not read
         self._closing = True
         self._expected = None
         if self._current is not None or self._queue:
@@ -469,8 +514,15 @@ def _body_too_large(limits: Limits) -> RequestTooLarge:
     return RequestTooLarge(f"The request body is larger than {limits.body_bytes} bytes.")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+def _refusal_of(error: httptools.HttpParserError) -> KuwaError:
+    """Why a request cannot be read: the refusal that one of the parser's callbacks raised, or the parser's own."""
+    raised = error.__context__
+    if isinstance(raised, KuwaError):
+        return raised
+    if raised is not None:
+        log.error("reading a request failed", exc_info=raised)
+        return InternalError("Internal server error; see the server log.")
+    return InvalidRequest(f"This is no HTTP/1.1 request: {str(error).partition(chr(10))[0]}")
 
 
 def _address(name: object) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kuwa.http.connection import MAX_REFUSED, Limits, ServerConnection
-from kuwa.http.exchange import Exchange
+from kuwa.http.exchange import Exchange, Head
 from kuwa.http.server import Server
 from unit.http.transport import Transport
 
@@ -295,3 +295,92 @@ def test_one_connection_too_many_is_told_so_and_many_too_many_are_cut() -> None:
         assert b'"code":"too_many_connections"' in written
         assert not aborted
     assert answers[-1] == (b"", True)
+
+
+CHUNKED = b"POST /hot HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        b"0\r\nX-Never-Ends: " + b"a" * 70_000,
+        b"0\r\n" + b"".join(b"X-%d: %s\r\n" % (number, b"b" * 900) for number in range(80)),
+        b"5;" + b"extension=" + b"c" * 70_000,
+        b"1;d\r\nx\r\n" * 3 + b"1;" + b"e" * 70_000,
+    ],
+    ids=["a trailer without an end", "long trailers", "an extension without an end", "an extension after others"],
+)
+@pytest.mark.parametrize("read_bytes", [1, 1000, 20_000])
+async def test_what_a_chunked_body_holds_besides_its_payload_is_bounded_like_a_head(
+    framing: bytes, read_bytes: int
+) -> None:
+    client = Client(echo)
+    client.send(CHUNKED)
+    fed = answered = b""
+    for start in range(0, len(framing), read_bytes):
+        fed += framing[start : start + read_bytes]
+        answered += client.send(framing[start : start + read_bytes])
+        if answered:
+            break
+    assert b" 431 " in answered
+    assert len(fed) <= Limits().head_bytes + 2 * read_bytes + 100
+    assert not client.exchanges
+
+
+@pytest.mark.parametrize("read_bytes", [1, 7, 5000, 10**6])
+async def test_a_body_of_many_small_chunks_is_no_long_head(read_bytes: int) -> None:
+    body = bytes(range(256)) * 60
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\nX-Checksum: 5\r\n\r\n"
+    client = Client(echo)
+    client.send(CHUNKED)
+    for start in range(0, len(chunks), read_bytes):
+        client.send(chunks[start : start + read_bytes])
+    assert [exchange.body for exchange in client.exchanges] == [body]
+
+
+UPGRADES = [
+    (b"Upgrade: h2c", b"Connection: Upgrade, HTTP2-Settings", b"HTTP2-Settings: AAMAAABkAAQAAP__"),
+    (b"Connection: upgrade", b"Upgrade: TLS/1.3", b"X: y"),
+    (b"Connection: Upgrade, close", b"Upgrade: websocket, h2c", b"Sec-WebSocket-Version: 13"),
+]
+
+
+@pytest.mark.parametrize("headers", UPGRADES)
+@pytest.mark.parametrize("chunked", [False, True])
+@given(cut=st.integers(1, 400))
+async def test_a_request_that_asks_for_another_protocol_is_served_once_and_whole_in_this_one(
+    headers: tuple[bytes, ...], chunked: bool, cut: int
+) -> None:
+    lines = [b"POST /hot?x=1 HTTP/1.1", b"Host: localhost", *headers]
+    if chunked:
+        request = b"\r\n".join([*lines, b"Transfer-Encoding: chunked"]) + b"\r\n\r\n3\r\n{1}\r\n2\r\n{}\r\n0\r\n\r\n"
+    else:
+        request = b"\r\n".join([*lines, b"Content-Length: 5"]) + b"\r\n\r\n{1}{}"
+    client = Client(echo)
+    sent = request + post(b"next")
+    client.send(sent[:cut])
+    client.send(sent[cut:])
+    await turn()
+    last = b"close" in headers[0] + headers[2]
+    assert [exchange.body for exchange in client.exchanges] == ([b"{1}{}"] if last else [b"{1}{}", b"next"])
+    assert client.transport.written.count(b"HTTP/1.1 ") == client.transport.written.count(b" 200 OK") == 2 - last
+    assert client.exchanges[0].head.query == b"x=1"
+    assert client.exchanges[0].head.get(b"upgrade") is None
+
+
+async def test_a_handler_that_fails_while_its_failure_is_told_has_its_connection_cut() -> None:
+    def break_down(exchange: Exchange) -> None:
+        exchange.head = cast("Head", None)
+        exchange.respond(200, b"")
+
+    client = Client(break_down)
+    assert client.send(post(b"")) == b""
+    assert client.transport.aborted
+
+
+async def test_what_follows_the_last_request_of_a_connection_is_not_answered() -> None:
+    client = Client(echo)
+    answered = client.send(post(b"last", b"Connection: close") + post(b"more") + b"garbage")
+    assert answered.count(b"HTTP/1.1 ") == 1
+    assert b"200 OK" in answered
+    assert client.transport.closed
