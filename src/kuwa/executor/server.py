@@ -202,7 +202,7 @@ class ExecutorServer:
     def _form(self, exchange: Exchange) -> None:
         """The v1.0 chat: a form in, raw text out."""
         try:
-            form = form_wire.parse_form(exchange.body)
+            form = form_wire.parse_form(exchange.body, max_bytes=len(exchange.body))
         except KuwaError as error:
             exchange.respond(error.status, _message(error.message))
             return

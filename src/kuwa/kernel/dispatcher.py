@@ -21,6 +21,7 @@ from kuwa.kernel.queue import FairQueue, Ticket, Weights
 from kuwa.kernel.registry import UNLIMITED, Registry, Replica, State
 from kuwa.kernel.trail import of_session
 from kuwa.wire.errors import KuwaError, ModelNotFound, NoReplica, QueueFull
+from kuwa.wire.names import MAX_ACCESS_CODE
 
 MAX_WAITING = 1024
 MAX_WAITING_BYTES = 64 * 1024 * 1024
@@ -244,6 +245,12 @@ class Dispatcher:
 
     def not_found(self, access_code: str) -> ModelNotFound:
         """The error for an access code that is not served, naming those that are spelt like it."""
+        if len(access_code) > MAX_ACCESS_CODE:  # looked for among the served ones, a long name stops the event loop
+            return ModelNotFound(
+                f"No executor serves this model: its name has {len(access_code)} characters, and an access code has at "
+                f"most {MAX_ACCESS_CODE}. GET /v1/models lists those that are served.",
+                param="model",
+            )
         codes = [code for code in islice(self._pools, MAX_SEARCHED_CODES) if code != access_code]
         near = [repr(code) for code in get_close_matches(access_code, codes, n=3, cutoff=0.5)]
         hint = f"Did you mean {' or '.join(near)}?" if near else "GET /v1/models lists those that are served."

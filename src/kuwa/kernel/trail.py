@@ -14,6 +14,7 @@ import msgspec
 from kuwa.kernel.policy import Trail
 
 MAX_MARKS = 64
+MAX_BODY_BYTES = 4 * 1024 * 1024  # looking into a larger body would hold up everybody's streams
 BLOCK_CHARACTERS = 1024  # of a plain prompt, which has no messages to be cut by
 
 _ABSENT = msgspec.Raw()
@@ -42,6 +43,8 @@ def of_conversation(body: bytes, before: str = "") -> Trail:
     `before` stands in front of them all where the body does not hold it (a Modelfile). A body that cannot be read
     so has no trail: the executor will say what is wrong with it.
     """
+    if len(body) > MAX_BODY_BYTES:
+        return ()
     try:
         prompt = _decode_prompt(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -14,8 +14,11 @@ import msgspec
 
 from kuwa.wire import form as form_wire
 from kuwa.wire import sse
-from kuwa.wire.errors import BadUpstream, KuwaError, Unsupported
+from kuwa.wire.errors import BadUpstream, InvalidRequest, KuwaError, RequestTooLarge, Unsupported
 
+SMALL_BYTES = 256 * 1024
+MAX_QUOTES = 200_000
+MAX_FORM_BODY_BYTES = 4 * 1024 * 1024
 MAX_RETRY_AFTER_S = 24 * 3600
 
 
@@ -165,6 +168,8 @@ def unknown_usage() -> dict[str, int]:
     return {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 
+_decode_all = msgspec.json.Decoder(dict[str, Any]).decode
+
 SAMPLING_FIELDS = (
     "temperature",
     "top_p",
@@ -180,11 +185,18 @@ SAMPLING_FIELDS = (
 )
 
 
-def form_from_openai(body: dict[str, Any], access_code: str, history_id: str, user_id: str) -> dict[str, str]:
+def form_from_openai(data: bytes, access_code: str, history_id: str, user_id: str) -> dict[str, str]:
     """An OpenAI chat body as the form an old executor reads: system prompts and sampling as Modelfile lines.
 
-    Raises Unsupported for what the v1.0 wire cannot carry: tools, images, several answers, structured output.
+    Raises Unsupported for what the v1.0 wire cannot carry: tools, images, several answers, structured output; and
+    RequestTooLarge.
     """
+    if len(data) > MAX_FORM_BODY_BYTES:
+        raise RequestTooLarge(
+            f"{access_code!r} is served by an executor of the v1.0 wire, "
+            f"which takes requests of at most {MAX_FORM_BODY_BYTES} bytes."
+        )
+    body = _decode_all(data)
     for name in ("tools", "functions", "response_format", "logprobs"):
         value = body.get(name)
         if value and value != {"type": "text"}:
@@ -216,13 +228,21 @@ def body_for_upstream(body: bytes, model: str) -> bytes:
 
     Of a v1.0 form's Modelfile, which an executor would apply, the system prompts and the parameters are applied here.
     """
-    fields = _decode_fields(body)
+    fields = fields_of(body)
     if model:
         fields["model"] = msgspec.Raw(msgspec.json.encode(model))
     extension = fields.pop("kuwa", None)
     if extension is not None:
         _apply_modelfile(fields, _modelfile_of(extension))
     return msgspec.json.encode(fields)
+
+
+def fields_of(body: bytes) -> dict[str, msgspec.Raw]:
+    """The members of a JSON object, undecoded, so that some of them can be replaced. Raises InvalidRequest."""
+    # Each name is a string. Millions of them take seconds, in which nothing else of the kernel would run.
+    if len(body) > SMALL_BYTES and body.count(b'"') - body.count(b'\\"') > MAX_QUOTES:
+        raise InvalidRequest(f"The request body holds more than {MAX_QUOTES // 2} strings; send fewer at once.")
+    return _decode_fields(body)
 
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from kuwa.kernel.translate import body_for_upstream, error_from_answer, form_from_openai
@@ -24,7 +25,7 @@ def test_an_openai_body_becomes_the_form_of_the_old_wire() -> None:
         "max_tokens": 7,
         "response_format": {"type": "text"},
     }
-    form = form_from_openai(body, "old", "-3", "0")
+    form = form_from_openai(msgspec.json.encode(body), "old", "-3", "0")
     assert json.loads(form["input"]) == [
         {"msg": "ab", "isbot": False},
         {"msg": "c", "isbot": True},
@@ -52,7 +53,7 @@ def test_an_openai_body_becomes_the_form_of_the_old_wire() -> None:
 )
 def test_what_the_old_wire_cannot_carry_is_refused_with_its_name(more: dict[str, Any]) -> None:
     with pytest.raises(Unsupported) as caught:
-        form_from_openai({"messages": [], **more}, "old", "-3", "0")
+        form_from_openai(msgspec.json.encode({"messages": [], **more}), "old", "-3", "0")
     assert caught.value.param == next(iter(more))
 
 

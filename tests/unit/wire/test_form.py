@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import parse_qsl
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kuwa.wire import form
-from kuwa.wire.errors import InvalidRequest
+from kuwa.wire.errors import InvalidRequest, RequestTooLarge
 
 TEXT = st.text(alphabet=st.characters(codec="utf-8"))
 
@@ -60,3 +63,40 @@ def test_only_a_list_of_integers_names_the_requests_to_abort(text: str) -> None:
     assert form.parse_history_ids("[12,-5]") == [12, -5]
     with pytest.raises(InvalidRequest, match="history_id"):
         form.parse_history_ids(text)
+
+
+@given(st.binary(max_size=60))
+def test_a_form_is_read_as_the_standard_library_reads_it_or_refused(body: bytes) -> None:
+    try:
+        read = form.parse_form(body)
+    except InvalidRequest:
+        read = None
+    try:
+        expected = dict(parse_qsl(body.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict"))
+    except ValueError:
+        expected = None
+    garbled = re.search(rb"%(?![0-9a-fA-F]{2})", body) is not None
+    assert read == (None if garbled else expected if body else {})
+
+
+@pytest.mark.parametrize("garbled", [b"%", b"%\n", b"%\r\n", b"%%41", b"%4", b"%g1", b"%-1", b"a%3D%", b"%=41"])
+def test_a_percent_sign_without_two_hexadecimal_digits_is_refused_wherever_it_is(garbled: bytes) -> None:
+    for body in (
+        b"name=" + garbled,
+        b"name=x" + garbled + b"&input=y",
+        garbled + b"=x",
+        b"name=%41" + garbled + b"%42",
+    ):
+        with pytest.raises(InvalidRequest):
+            form.parse_form(body)
+
+
+def test_a_form_beyond_its_bound_is_refused_unread() -> None:
+    assert form.parse_form(b"a=" + b"b" * 10, max_bytes=12) == {"a": "b" * 10}
+    with pytest.raises(RequestTooLarge):
+        form.parse_form(b"a=" + b"%" * 11, max_bytes=12)
+
+
+def test_a_history_of_countless_turns_is_refused_before_it_is_read() -> None:
+    with pytest.raises(InvalidRequest, match="braces"):
+        form.parse_history("[" + "{}," * 200_001 + "{}]")

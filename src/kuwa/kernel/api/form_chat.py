@@ -6,6 +6,8 @@ executors of the old wire get the form as it came.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,8 @@ from kuwa.kernel.translate import PlainText, body_for_upstream
 from kuwa.wire import form as form_wire
 from kuwa.wire.errors import ContextLengthExceeded, KuwaError
 from kuwa.wire.names import RequestIds
+
+log = logging.getLogger("kuwa.kernel")
 
 TEXT = b"content-type: text/plain; charset=utf-8\r\n"
 
@@ -68,6 +72,20 @@ class FormDialect:
             exchange.respond(200, b"", call.reply_headers + TEXT)
 
 
+class _Asked(msgspec.Struct, frozen=True):
+    """What a form asks for: its fields, and the body that an executor gets."""
+
+    form: dict[str, str]
+    body: bytes
+
+    @classmethod
+    def of(cls, data: bytes, language: str) -> _Asked:
+        """Raises InvalidRequest."""
+        form = form_wire.parse_form(data, max_bytes=len(data))
+        name, text = form_wire.required(form, "name", "input")
+        return cls(form, _openai_body(name, form_wire.parse_history(text), form, language))
+
+
 class FormChatRoutes:
     """The hot handlers of the v1.0 wire's chat."""
 
@@ -75,6 +93,7 @@ class FormChatRoutes:
         self._chat = chat
         self._ids = ids
         self._dialect = FormDialect()
+        self._reading: set[asyncio.Task[None]] = set()
         self.handlers: dict[str, Callable[[Exchange], None]] = {
             "/v1.0/chat/completions": self.chat_completions,
             "/v1.0/chat/abort": self.abort,
@@ -82,26 +101,43 @@ class FormChatRoutes:
 
     def chat_completions(self, exchange: Exchange) -> None:
         head = HeadRead.of(exchange.head)
-        request_id = self._ids.draw()
-        own = request_id.encode()
+        own = self._ids.draw().encode()
+        language = (exchange.headers.get(b"accept-language") or b"").decode("latin-1")
+        if len(exchange.body) > form_wire.MAX_FORM_BYTES:
+            task = asyncio.get_running_loop().create_task(self._read_large(exchange, head, own, language))
+            self._reading.add(task)
+            task.add_done_callback(self._reading.discard)
+            return
         try:
-            form = form_wire.parse_form(exchange.body)
-            name, text = form_wire.required(form, "name", "input")
-            messages = form_wire.parse_history(text)
+            asked = _Asked.of(exchange.body, language)
         except KuwaError as error:
             refuse(exchange, error, head.reply(own))
             return
+        self._serve(exchange, head, own, asked)
+
+    async def _read_large(self, exchange: Exchange, head: HeadRead, own: bytes, language: str) -> None:
+        """Read a large form in a thread, so that the streams of others do not wait for it."""
+        try:
+            asked = await asyncio.to_thread(_Asked.of, exchange.body, language)
+            if not exchange.gone:
+                self._serve(exchange, head, own, asked)
+        except KuwaError as error:
+            refuse(exchange, error, head.reply(own))
+        except Exception:
+            log.exception("a form could not be read")
+            exchange.abort()
+
+    def _serve(self, exchange: Exchange, head: HeadRead, own: bytes, asked: _Asked) -> None:
+        form, body = asked.form, asked.body
         user = form.get("user_id")
         key = (form["history_id"], user or "") if form.get("history_id") else None
-        language = (exchange.headers.get(b"accept-language") or b"").decode("latin-1")
-        body = _openai_body(name, messages, form, language)
         self._chat.serve(
             Call(
-                name,
+                form["name"],
                 head.key or principal(user, exchange.connection.peer[0]),
                 len(body),
                 key,
-                id=request_id,
+                id=own.decode(),
                 own_id=own,
                 dialect=self._dialect,
                 exchange=exchange,

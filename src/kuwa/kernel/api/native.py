@@ -24,11 +24,10 @@ from kuwa.kernel.health import settle
 from kuwa.kernel.registry import UNLIMITED, Registry, Replica
 from kuwa.kernel.trust import EndpointRule, check_registration
 from kuwa.wire import lease
-from kuwa.wire.errors import MethodNotAllowed, ModelNotFound, NoReplica, NotFound, RequestTooLarge
+from kuwa.wire.errors import MethodNotAllowed, ModelNotFound, NoReplica, NotFound
 from kuwa.wire.form import parse_form, required
 from kuwa.wire.names import check_access_code
 
-MAX_FORM_BYTES = 1024 * 1024
 REFRESH_S = 3
 
 OldStatus = dict[str, list[list[object]]]
@@ -254,12 +253,7 @@ def _json_in_html(value: object) -> str:
 
 
 async def _form(request: Request) -> dict[str, str]:
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_FORM_BYTES:
-            raise RequestTooLarge(f"A form of this route has at most {MAX_FORM_BYTES} bytes.")
-    return parse_form(bytes(body))
+    return parse_form(await request.body())
 
 
 def _peer(request: Request) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from functools import partial
-from typing import Any
 
 import msgspec
 
@@ -17,7 +16,7 @@ from kuwa.kernel.chat import Call, Chat, Outgoing
 from kuwa.kernel.policy import PolicyName, Trail
 from kuwa.kernel.registry import Replica
 from kuwa.kernel.relay import Clock, EventRelay, Relay, TranslatingRelay, WholeRelay
-from kuwa.kernel.translate import CompletionFromText, EventsFromText, body_for_upstream, form_from_openai
+from kuwa.kernel.translate import CompletionFromText, EventsFromText, body_for_upstream, fields_of, form_from_openai
 from kuwa.wire.errors import InvalidRequest, KuwaError, RequestCancelled, Unsupported
 from kuwa.wire.form import encode_form
 from kuwa.wire.names import RequestIds, echoable_request_id
@@ -79,8 +78,6 @@ class _Routed(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Routed).decode
-_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_all = msgspec.json.Decoder(dict[str, Any]).decode
 _USAGE_WANTED = msgspec.Raw(b'{"include_usage":true}')
 
 
@@ -95,7 +92,7 @@ class OpenAIDialect:
             raise Unsupported(f"{call.access_code!r} is served by an executor of the v1.0 wire, which only chats.")
         # API requests of the v1.0 wire carry negative history ids, so that they never meet a chat of the web.
         history_id = f"-{int(call.id[-8:], 16)}"
-        form = form_from_openai(_decode_all(call.body), call.access_code, history_id, "0")
+        form = form_from_openai(call.body, call.access_code, history_id, "0")
         return replica.endpoint, FORM, encode_form(form)
 
     def trail(self, call: Call, policy: PolicyName) -> Trail:
@@ -216,6 +213,6 @@ def _asking_for_usage(body: bytes, *, replace: bool) -> bytes:
     if not replace:
         end = body.rindex(b"}")
         return body[:end] + b',"stream_options":{"include_usage":true}}'
-    fields = _decode_fields(body)
+    fields = fields_of(body)
     fields["stream_options"] = _USAGE_WANTED
     return msgspec.json.encode(fields)
