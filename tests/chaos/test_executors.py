@@ -246,19 +246,31 @@ def test_c18_the_newer_process_of_an_executor_wins(stage: Stage, kernel: Kernel,
     row("C18 an id twice", "an older and a newer process", "the older is refused, the newer taken, the limit held")
 
 
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("warm", [0, 18], ids=["over new connections", "over kept connections"])
 @pytest.mark.parametrize("place", [0, 3])
 async def test_c19_a_request_that_kills_kills_no_more_than_two(
-    stage: Stage, kernel: Kernel, row: Row, scale: Scale, leaves_nothing: Allowance, place: int
+    stage: Stage,
+    kernel: Kernel,
+    row: Row,
+    scale: Scale,
+    leaves_nothing: Allowance,
+    place: int,
+    warm: int,
+    stream: bool,
 ) -> None:
-    executors = [replica(stage, kernel) for _ in range(4)]
-    poison = {"tokens": 5, "exit_after": place}
+    executors = [replica(stage, kernel) for _ in range(6)]
+    for entry in await asyncio.gather(*(ask(kernel.port, f"warm {number}", tokens=2) for number in range(warm))):
+        assert entry.outcome == "whole"
+    poison = {"tokens": 5, "exit_after": place, "stream": stream}
     first = await ask(kernel.port, "poison", **poison)
     again = [await ask(kernel.port, "poison", **poison) for _ in range(5)]
     harmless = await ask(kernel.port, "fine", tokens=3)
     # A process that is ending closes its connections before it has ended.
     await soon(lambda: sum(e.process.exit_code is not None for e in executors) >= 2, "they had ended", 5)
     dead = sum(executor.process.exit_code is not None for executor in executors)
-    row(f"C19 deadly at token {place}", "sent 6 times to 4 executors", f"{dead} died, then {again[-1].status}")
+    how = f"{'streamed' if stream else 'whole'}, connections {'kept' if warm else 'new'}"
+    row(f"C19 deadly at token {place}", f"6 times to 6 executors, {how}", f"{dead} died, then {again[-1].status}")
     assert dead == 2
     assert first.error == "request_quarantined"
     assert {entry.status for entry in again} == {422}

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("chaos-upstreams")]
 ORACLE = str(REPOSITORY / "tests" / "oracle.py")
 HOSTILE = str(REPOSITORY / "tests" / "fakes" / "hostile_upstream.py")
 
+ODD_STATUSES = ["418", "444", "460", "507", "521", "530", "561", "599"]
 BEFORE_CONTENT = [
     "garbage",
     "bad_first_chunk",
@@ -29,6 +30,7 @@ BEFORE_CONTENT = [
     "error_event",
     "failing",
     "reset",
+    *ODD_STATUSES,
 ]
 MIDWAY = ["bad_chunk", "early_end", "clean_end_without_finish", "endless_line", "huge_event"]
 
@@ -56,7 +58,7 @@ async def test_c13_what_is_no_answer_never_reaches_the_client(stage: Stage, row:
     for kind in kinds:
         entry = await ask(kernel.port, "r", model=kind, timeout_s=20)
         if kind in BEFORE_CONTENT:
-            assert entry.status in (500, 502), (kind, entry)
+            assert entry.status in ((int(kind),) if kind in ODD_STATUSES else (500, 502)), (kind, entry)
             assert entry.error, (kind, entry)
         else:
             # What comes in one read with the broken part may be dropped with it.

@@ -2,6 +2,8 @@
 
     python hostile_upstream.py PORT KIND
 
+A KIND that is a number is the status of an error in the OpenAI shape.
+
 GET /v1/models is always answered well, so that the kernel takes it for alive. Standard library only.
 """
 
@@ -36,7 +38,10 @@ FIXED = {
 
 
 async def _answer(kind: str, writer: asyncio.StreamWriter) -> None:
-    if kind in FIXED:
+    if kind.isdigit():
+        body = json.dumps({"error": {"message": f"refused with {kind}", "type": "odd", "code": None}}).encode()
+        writer.write(b"HTTP/1.1 %s Odd\r\ncontent-length: %d\r\n\r\n%b" % (kind.encode(), len(body), body))
+    elif kind in FIXED:
         writer.write(FIXED[kind])
     elif kind == "endless_line":
         writer.write(STREAM + chunk(EVENT))

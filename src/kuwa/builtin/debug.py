@@ -6,6 +6,7 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator
 
+from kuwa import __version__
 from kuwa.executor import LLMExecutor, Request
 from kuwa.executor.prompt import last_user_text
 
@@ -16,9 +17,14 @@ class DebugExecutor(LLMExecutor):
     LLM_name = "debug"
     description = "[Tool] Debugging executor. It will reflect the last input."
     concurrency = 64
+    capabilities = ("resume",)
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--delay", type=float, default=0.02, help="Inter-token delay")
+
+    def fingerprint(self) -> str:
+        """Every `debug` of this version answers a request alike, so another one can continue its streams."""
+        return f"debug-{__version__}"
 
     async def llm_compute(self, request: Request) -> AsyncIterator[str]:
         text = last_user_text(request.messages)

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator
 
+from kuwa import __version__
 from kuwa.executor import LLMExecutor, Request
 
 TEXT = """\
@@ -30,9 +31,14 @@ class DummyExecutor(LLMExecutor):
     LLM_name = "dummy"
     description = "[Tool] Dummy executor. It will reply fixed message regardless of the user prompt."
     concurrency = 64
+    capabilities = ("resume",)
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--delay", type=float, default=0.02, help="Inter-token delay")
+
+    def fingerprint(self) -> str:
+        """Every `dummy` of this version answers alike, so another one can continue its streams."""
+        return f"dummy-{__version__}"
 
     async def llm_compute(self, request: Request) -> AsyncIterator[str]:
         del request

@@ -21,7 +21,11 @@ LARGE_BYTES = 64 * 1024  # what is larger is not copied to stand behind its head
 Handler = Callable[["Exchange"], None]
 
 _NO_BODY_STATUS = frozenset({204, 304})
-_STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+# Providers use statuses that no registry lists (520 to 529, 499): a phrase is for people, and any will do.
+_STATUS_LINES = [
+    b"HTTP/1.1 %d %s\r\n" % (status, _PHRASES.get(status, "Unregistered Status").encode()) for status in range(600)
+]
 
 
 class Source(Protocol):
@@ -156,19 +160,22 @@ class Exchange(msgspec.Struct, eq=False):
         stays_open = self.keep_alive and not connection.server.draining
         if not stays_open:
             headers += b"connection: close\r\n"
-        self.started = self.ended = True
-        self.on_gone = self.source = None
         size = len(body)
         if size > LARGE_BYTES or status in _NO_BODY_STATUS or self.head.bodyless:
             if status not in _NO_BODY_STATUS:
                 headers += b"content-length: %d\r\n" % size
-            connection.transport.write(b"%b%b\r\n" % (_STATUS_LINES[status], headers))
-            if not self.head.bodyless:
-                connection.transport.write(body)
+            head = b"%b%b\r\n" % (_STATUS_LINES[status], headers)
+            if self.head.bodyless:
+                body = b""
         else:
-            connection.transport.write(
-                b"%b%bcontent-length: %d\r\n\r\n%b" % (_STATUS_LINES[status], headers, size, body)
-            )
+            head = b"%b%bcontent-length: %d\r\n\r\n%b" % (_STATUS_LINES[status], headers, size, body)
+            body = b""
+        # From here on nothing can raise: what has ended is not answered again.
+        self.started = self.ended = True
+        self.on_gone = self.source = None
+        connection.transport.write(head)
+        if body:
+            connection.transport.write(body)
         connection.exchange_ended(stays_open)
 
     def start(self, status: int, headers: bytes, *, sized: bool = False) -> None:

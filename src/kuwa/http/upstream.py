@@ -9,6 +9,7 @@ bodies whose reads hold whole chunks are handed on with their framing, so that a
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 from dataclasses import dataclass
@@ -29,10 +30,13 @@ from kuwa.http.framing import (
     whole_chunks,
 )
 from kuwa.http.heads import HeadMemo, KnownHead, cut_head
-from kuwa.wire.errors import BadUpstream, KuwaError, NoReplica, UpstreamLost
+from kuwa.wire.errors import BadUpstream, InternalError, KuwaError, NoReplica, UpstreamLost
+
+log = logging.getLogger("kuwa.http")
 
 CONNECT_TIMEOUT_S = 2.0
 IDLE_TIMEOUT_S = 30.0
+CLOSING_MARGIN_S = 1.0
 MAX_IDLE_PER_ORIGIN = 1024
 MAX_MEMO = 1024
 
@@ -84,7 +88,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class ResponseHandler(Protocol):
-    """What hears a response. No call may raise.
+    """What hears a response. A call that raises ends the response: `on_lost` is called with an InternalError.
 
     `connection` is set to the one that carries the response. `over`, set by the handler: it hears no more.
     """
@@ -108,6 +112,14 @@ class ResponseHandler(Protocol):
     def on_lost(self, error: KuwaError) -> None:
         """The response will not be completed. The connection is closed."""
         ...
+
+
+class Unanswered(UpstreamLost):
+    """A connection that had carried a request before was closed without a byte of the answer to this one.
+
+    Its server may have died of the request, or closed the idle connection just as the request went out. Only the one
+    who asked can tell whether the request may be sent again.
+    """
 
 
 class UnframedHandler:
@@ -230,14 +242,19 @@ class UpstreamConnection(asyncio.Protocol):
             else:
                 self._read_head(handler, data)
         except BadFraming as error:
-            self._lose(BadUpstream(f"{self.origin} sent an answer that cannot be read: {error}."))
+            self._lose(handler, BadUpstream(f"{self.origin} sent an answer that cannot be read: {error}."))
+        except Exception:  # noqa: BLE001 - whatever a handler raises is logged, and its client told
+            self._broke(handler)
 
     def eof_received(self) -> bool | None:
         handler = self._handler
         head = self._head
         if handler is not None and head is not None and not head.sized and not head.chunked:
             self._end(head)
-            handler.on_data(b"", ended=True)
+            try:
+                handler.on_data(b"", ended=True)
+            except Exception:  # noqa: BLE001 - as above
+                self._broke(handler)
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -247,10 +264,9 @@ class UpstreamConnection(asyncio.Protocol):
         if handler is None or request is None:
             return
         if self._reused and not self._received:
-            # The server may have closed it just as the request went out: a fresh connection tells.
-            self._pool.dial(request, handler)
+            lose(handler, Unanswered(f"{self.origin} closed the connection without an answer."))
         else:
-            handler.on_lost(UpstreamLost(f"{self.origin} closed the connection before its answer was complete."))
+            lose(handler, UpstreamLost(f"{self.origin} closed the connection before its answer was complete."))
 
     # ---- reading -------------------------------------------------------------------------------------------
 
@@ -323,11 +339,18 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             self._transport.close()
 
-    def _lose(self, error: KuwaError) -> None:
-        handler, self._handler = self._handler, None
-        self._transport.abort()
-        if handler is not None:
-            handler.on_lost(error)
+    def _lose(self, handler: ResponseHandler, error: KuwaError) -> None:
+        """`handler` hears that its response will not be completed, even one that has been read to its end."""
+        if self._handler is None or self._handler is handler:
+            self._handler = self._request = None
+            self._pool.forget(self)
+            self._transport.abort()
+        lose(handler, error)
+
+    def _broke(self, handler: ResponseHandler) -> None:
+        """The handler raised. The event loop would log it and forget it, and the client would wait forever."""
+        log.exception("what reads an answer of %s failed", self.origin)
+        self._lose(handler, InternalError("Internal error while reading an answer; see the server's log."))
 
 
 class UpstreamPool:
@@ -341,6 +364,7 @@ class UpstreamPool:
         self._idle: dict[Origin, list[UpstreamConnection]] = {}
         self._sized: HeadMemo[ResponseHead] = HeadMemo()
         self._unsized: dict[bytes, ResponseHead] = {}
+        self._kept_s: dict[Origin, float] = {}
         self._dialling: set[asyncio.Task[None]] = set()
 
     def send(self, request: UpstreamRequest, handler: ResponseHandler) -> None:
@@ -349,6 +373,8 @@ class UpstreamPool:
         `handler` hears the response, or NoReplica where no connection can be made.
         """
         idle = self._idle.get(request.origin)
+        if idle and self._kept_s:
+            self._drop_stale(request.origin, idle)
         if idle:
             idle.pop().send(request, handler)
         else:
@@ -364,8 +390,11 @@ class UpstreamPool:
         try:
             connection = await self.connect(request.origin)
         except KuwaError as error:
-            if not handler.over:
-                handler.on_lost(error)
+            lose(handler, error)
+            return
+        except Exception:
+            log.exception("connecting to %s failed", request.origin)
+            lose(handler, InternalError(f"Internal error while connecting to {request.origin}; see the server's log."))
             return
         if handler.over:
             connection.abandon()
@@ -399,6 +428,20 @@ class UpstreamPool:
         )
         return connection
 
+    def _drop_stale(self, origin: Origin, idle: list[UpstreamConnection]) -> None:
+        """Cut the connections that their server may be closing at this moment. The one used last is at the end."""
+        kept_s = self._kept_s.get(origin, IDLE_TIMEOUT_S)
+        while idle and self.now - idle[-1].since > kept_s:
+            idle.pop().abandon()
+
+    def keeps(self, origin: Origin, idle_s: float) -> None:
+        """Note that the server of `origin` closes a connection that has been idle for `idle_s`."""
+        kept_s = idle_s - CLOSING_MARGIN_S
+        if 0 < kept_s < self._kept_s.get(origin, IDLE_TIMEOUT_S):
+            if len(self._kept_s) >= MAX_MEMO:
+                self._kept_s.clear()
+            self._kept_s[origin] = kept_s
+
     def give_back(self, connection: UpstreamConnection) -> None:
         idle = self._idle.get(connection.origin)
         if idle is None:
@@ -413,6 +456,7 @@ class UpstreamPool:
         self.connections.discard(connection)
         idle = self._idle.get(connection.origin)
         if idle is not None and connection in idle:
+            self.keeps(connection.origin, self.now - connection.since)
             idle.remove(connection)
             if not idle:
                 del self._idle[connection.origin]
@@ -457,6 +501,16 @@ class UpstreamPool:
         if self._tls is None:
             self._tls = ssl.create_default_context()
         return self._tls
+
+
+def lose(handler: ResponseHandler, error: KuwaError) -> None:
+    """Tell `handler` that its response will not be completed, unless it hears no more."""
+    if handler.over:
+        return
+    try:
+        handler.on_lost(error)
+    except Exception:
+        log.exception("what waits for an answer failed when it was told: %s", error)
 
 
 def _notice_silence(connected: Any) -> None:

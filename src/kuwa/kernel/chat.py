@@ -180,7 +180,7 @@ class Chat:
         if dispatcher.policies and (policy := dispatcher.policy_of(call.access_code)) != "least_loaded":
             call.trail = call.dialect.trail(call, policy)
         call.started_at = self._clock.time()
-        call.story = story = Story(self._story(call))
+        call.story = story = Story(self._story(call), call.exchange.abort)
         call.exchange.on_gone = story.client_gone
         self._calls[call.id] = call
         story.wake()
@@ -227,15 +227,15 @@ class Chat:
         except ClientGone:
             self._account_failure(call, "cancelled")
         except Aborted:
-            call.dialect.aborted(call)
             self._account_failure(call, "cancelled")
+            call.dialect.aborted(call)
         except KuwaError as error:
-            call.dialect.fail(call, error)
             self._account_failure(call, error.code)
+            call.dialect.fail(call, error)
         except Exception:
             log.exception("request %s failed inside the kernel", call.id)
-            call.dialect.fail(call, InternalError("The kernel failed; its log says why."))
             self._account_failure(call, InternalError.code)
+            call.dialect.fail(call, InternalError("The kernel failed; its log says why."))
         finally:
             del self._calls[call.id]
             if call.journal is not None:
@@ -270,7 +270,9 @@ class Chat:
         call.relay = relay = call.dialect.relay(call, replica, self._clock)
         relay.on_over = cast("Story", call.story).wake
         head = b"%b%b\r\n%bcontent-length: %d\r\n\r\n" % (route.head, call.own_id, call.forwarded, len(body))
-        self._pool.send(UpstreamRequest(route.origin, head, body), relay)
+        # After a failure no connection is trusted that was open before it.
+        send = self._pool.send if call.attempts == 1 else self._pool.dial
+        send(UpstreamRequest(route.origin, head, body), relay)
         return relay
 
     def _failed(self, call: Call, replica: Replica, relay: Relay, before: KuwaError | None) -> KuwaError:
@@ -289,7 +291,8 @@ class Chat:
             call.unheard += 1
         elif call.attempts - call.unheard >= MAX_ATTEMPTS:
             raise self._last_word(call, failure)
-        call.excluded |= {replica.id}
+        if not verdict.again:
+            call.excluded |= {replica.id}
         return failure
 
     def _last_word(self, call: Call, failure: KuwaError) -> KuwaError:

@@ -10,11 +10,14 @@ The price: a story cannot `await`. What needs asyncio (a connection being made) 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import logging
+from collections.abc import Callable, Generator
 
 import msgspec
 
 from kuwa.wire.errors import ClientGone
+
+log = logging.getLogger("kuwa.kernel.story")
 
 Steps = Generator[None, None, None]
 
@@ -22,9 +25,14 @@ _OVER = object()
 
 
 class Story(msgspec.Struct, eq=False):
-    """Drives one generator. Never re-entered: what happens while it runs, it sees before it waits again."""
+    """Drives one generator. Never re-entered: what happens while it runs, it sees before it waits again.
+
+    `last_resort` is called when the generator raises: a story is woken from the callbacks of connections, where an
+    exception would reach nobody and leave the client without an answer.
+    """
 
     steps: Steps
+    last_resort: Callable[[], None]
     over: bool = False
     running: bool = False
     interruption: BaseException | None = None
@@ -36,9 +44,8 @@ class Story(msgspec.Struct, eq=False):
         self.running = True
         try:
             self.over = next(self.steps, _OVER) is _OVER
-        except BaseException:
-            self.over = True
-            raise
+        except Exception:  # noqa: BLE001 - whatever a story raises is logged, and its exchange cut
+            self._broke()
         finally:
             self.running = False
         if self.interruption is not None:
@@ -63,9 +70,13 @@ class Story(msgspec.Struct, eq=False):
                 self.steps.throw(error)
         except StopIteration:
             self.over = True
-        except BaseException:
-            self.over = True
-            raise
+        except Exception:  # noqa: BLE001 - whatever a story raises is logged, and its exchange cut
+            self._broke()
         finally:
             error = None  # it knows this frame, and all that the story held would wait for the garbage collector
             self.running = False
+
+    def _broke(self) -> None:
+        self.over = True
+        log.exception("a request failed inside the kernel, or while its client was told of a failure")
+        self.last_resort()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kuwa.http.upstream import Unanswered
 from kuwa.kernel.registry import Replica
 from kuwa.kernel.relay import Relay
 from kuwa.kernel.resume import StreamDiffers
@@ -18,13 +19,14 @@ _NO_FAULT = frozenset((Draining.code, NoReplica.code, QueueFull.code, ResumeMism
 class Verdict:
     """`error` is what the client would be told.
 
-    `elsewhere`: another replica may do better, even if part of the answer has been delivered. `fault`: it counts
-    against the replica. `refused`: nobody listens there. `death`: the replica, or the engine behind it, died while
-    it computed the request.
+    `elsewhere`: another replica may do better, even if part of the answer has been delivered. `again`: so may this
+    one. `fault`: it counts against the replica. `refused`: nobody listens there. `death`: the replica, or the engine
+    behind it, died while it computed the request.
     """
 
     error: KuwaError
     elsewhere: bool = False
+    again: bool = False
     fault: bool = False
     refused: bool = False
     death: bool = False
@@ -40,11 +42,14 @@ def judge(attempt: Relay, replica: Replica) -> Verdict:
         error, elsewhere = error_from_answer(refusal.status, bytes(refusal.body), who, refusal.retry_after)
         elsewhere = elsewhere or error.code == ResumeMismatch.code
         fault = refusal.status >= 500 and error.code not in _NO_FAULT
-        return Verdict(error, elsewhere, fault, death=error.code == EngineLost.code)
+        return Verdict(error, elsewhere, fault=fault, death=error.code == EngineLost.code)
     if isinstance(error, StreamDiffers):
         return Verdict(error)
     engine_died = error.code == EngineLost.code
     lost = isinstance(error, UpstreamLost) and replica.source != "upstream" and replica.state != "draining"
+    if isinstance(error, Unanswered):
+        # Either the replica died of the request, or it closed the idle connection that the request was sent over.
+        return Verdict(error, elsewhere=True, again=True, death=lost)
     # An error that the executor itself put into its stream would come again, unless its engine died.
     said = isinstance(error, PassedOn) and attempt.begun and not engine_died
     return Verdict(

@@ -8,6 +8,10 @@ from kuwa.kernel.story import Steps, Story
 from kuwa.wire.errors import ClientGone
 
 
+def never() -> None:
+    raise AssertionError("the last resort of a story that went well")
+
+
 def test_a_story_runs_at_once_until_it_waits_and_on_in_the_call_that_wakes_it() -> None:
     steps: list[str] = []
 
@@ -16,7 +20,7 @@ def test_a_story_runs_at_once_until_it_waits_and_on_in_the_call_that_wakes_it() 
         yield
         steps.append("woken")
 
-    story = Story(tell())
+    story = Story(tell(), never)
     story.wake()
     assert steps == ["begun"]
     assert not story.over
@@ -34,7 +38,7 @@ def test_a_story_that_is_woken_for_something_else_waits_on() -> None:
             yield
         heard.extend(happened)
 
-    story = Story(tell())
+    story = Story(tell(), never)
     story.wake()
     story.wake()
     assert not story.over
@@ -51,7 +55,7 @@ def test_a_story_that_wakes_itself_is_not_entered_twice() -> None:
         story.wake()
         heard.append("from inside")
 
-    story = Story(tell())
+    story = Story(tell(), never)
     story.wake()
     story.wake()
     assert heard == ["from inside"]
@@ -69,7 +73,7 @@ def test_an_interruption_is_raised_where_the_story_waits_and_its_cleanup_runs() 
         finally:
             ends.append("cleaned up")
 
-    story = Story(tell())
+    story = Story(tell(), never)
     story.wake()
     story.client_gone()
     story.client_gone()
@@ -88,7 +92,7 @@ def test_an_interruption_while_the_story_runs_is_raised_at_its_next_wait() -> No
         except ClientGone:
             ends.append("gone")
 
-    story = Story(tell())
+    story = Story(tell(), never)
     story.wake()
     assert ends == ["went on", "gone"]
     assert story.over
@@ -104,7 +108,7 @@ def test_a_story_may_wait_again_after_an_interruption() -> None:
             yield
         ends.append("over")
 
-    story = Story(tell())
+    story = Story(tell(), never)
     story.wake()
     story.client_gone()
     assert not story.over
@@ -112,12 +116,26 @@ def test_a_story_may_wait_again_after_an_interruption() -> None:
     assert ends == ["over"]
 
 
-def test_an_error_that_the_story_does_not_handle_reaches_whoever_ran_it() -> None:
-    def tell() -> Steps:
-        raise ValueError("a bug")
-        yield
+@pytest.mark.parametrize("moment", ["at its beginning", "where it waits", "while it is told of an interruption"])
+def test_a_story_that_raises_calls_its_last_resort_and_no_one_else_hears_of_it(moment: str) -> None:
+    resorted: list[bool] = []
 
-    story = Story(tell())
-    with pytest.raises(ValueError, match="a bug"):
+    def tell() -> Steps:
+        if moment == "at its beginning":
+            raise ValueError("a bug")
+        try:
+            yield
+        except KeyError:
+            raise ValueError("a bug in what handles the interruption") from None
+        raise ValueError("a bug")
+
+    story = Story(tell(), lambda: resorted.append(story.over))
+    story.wake()
+    if moment == "where it waits":
         story.wake()
+    elif moment != "at its beginning":
+        story.interrupt(KeyError())
+    assert resorted == [True]
     assert story.over
+    story.wake()
+    assert resorted == [True]
