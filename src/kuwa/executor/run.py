@@ -32,7 +32,7 @@ from kuwa.executor.server import ExecutorServer
 from kuwa.http.guard import HostGuard
 from kuwa.http.server import CannotListen, Server
 from kuwa.http.server import run as run_loop
-from kuwa.wire.errors import InvalidRequest
+from kuwa.wire.errors import OPENAI, InvalidRequest
 from kuwa.wire.lease import Dialects, ExecutorState, Load, Registration
 from kuwa.wire.names import check_access_code, is_loopback
 
@@ -157,6 +157,7 @@ class _Life:
         http = Server(
             hot=self.server.hot(),
             app=self.server.app(),
+            errors=OPENAI,
             guard=HostGuard([*settings.allowed_hosts, host]),
         )
         try:

@@ -22,6 +22,7 @@ import httptools
 from kuwa.http.exchange import Exchange, Handler, Head, HeaderPair, header_lines
 from kuwa.http.heads import Cut, HeadMemo, KnownHead, cut_head
 from kuwa.wire.errors import (
+    ErrorShape,
     HeadersTooLarge,
     InternalError,
     InvalidRequest,
@@ -72,6 +73,7 @@ class ServerContext(Protocol):
     draining: bool
 
     def handler(self, method: str, path: str) -> Handler: ...
+    def errors(self, path: str) -> ErrorShape: ...
 
 
 class ServerConnection(asyncio.Protocol):
@@ -424,6 +426,7 @@ class ServerConnection(asyncio.Protocol):
             tuple(field for field in fields if field[0] != b"content-length"),
             self._parser.should_keep_alive(),
         )
+        head.errors = self.server.errors(head.path)
         refusal = self.server.guard.check(hosts[0] if hosts else b"localhost", head.get(b"origin"))
         head.handler = self.server.handler(head.method, head.path) if refusal is None else _refuses(refusal)
         return head
@@ -472,8 +475,15 @@ class ServerConnection(asyncio.Protocol):
         self._phase = "lingering"
         self._since = self.server.now
         broken = Head("GET", b"/", "1.1", (), keep_alive=False)
+        broken.errors = self._error_shape()
         self._current = Exchange(self, broken, b"", keep_alive=False)
         self._current.fail(error)
+
+    def _error_shape(self) -> ErrorShape:
+        """By what the request that is being read would be answered with an error, as far as its path is known."""
+        if self._missing and self._known is not None:
+            return self._known.head.errors
+        return self.server.errors(self._target.partition(b"?")[0].decode("latin-1"))
 
     def _release_drain(self) -> None:
         self.congested = False

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from kuwa.wire.errors import ClientGone, KuwaError, NotFound
+from kuwa.wire.errors import PLAIN, ClientGone, ErrorShape, KuwaError, NotFound
 
 HeaderPair = tuple[bytes, bytes]
 JSON_LINE = b"content-type: application/json\r\n"
@@ -39,14 +39,15 @@ class Head:
     """A request's head, parsed once and never changed: heads that come again byte for byte share one object.
 
     `headers` are all but Content-Length, which belongs to one request: a handler has the body itself. `bodyless`: the
-    response has none, whatever its head says (HEAD). `handler` is whoever answers such requests. `derived` is what the
-    handler read out of this head, so that it need not again when the head comes again.
+    response has none, whatever its head says (HEAD). `handler` answers such requests, and `errors` words their
+    errors. `derived` is what the handler read out of this head, so that it need not again when the head comes again.
     """
 
     __slots__ = (
         "_fields",
         "bodyless",
         "derived",
+        "errors",
         "expects_continue",
         "handler",
         "headers",
@@ -71,6 +72,7 @@ class Head:
         self._fields = dict(reversed(headers))
         self.expects_continue = self._fields.get(b"expect", b"").lower() == b"100-continue"
         self.handler: Handler = unanswered
+        self.errors: ErrorShape = PLAIN
         self.derived: Any = None
 
     def get(self, name: bytes) -> bytes | None:
@@ -109,7 +111,8 @@ class Exchange(msgspec.Struct, eq=False):
     """One request and its response. Used from the server's event loop only.
 
     Response headers are given as bytes, `name: value` and CRLF each (`header_lines`). `chunked`, known after `start`:
-    the response body goes out in chunked framing. `source` is what the response comes from.
+    the response body goes out in chunked framing. `source` is what the response comes from. `errors` words this one
+    answer's errors, where its handler knows better than the head.
     """
 
     connection: Connection
@@ -122,6 +125,7 @@ class Exchange(msgspec.Struct, eq=False):
     chunked: bool = False
     on_gone: Callable[[], None] | None = None
     source: Source | None = None
+    errors: ErrorShape | None = None
     unsent_head: bytes = b""
 
     @property
@@ -232,17 +236,18 @@ class Exchange(msgspec.Struct, eq=False):
         """Answer with `error`: as a whole response, or as the closing events of a stream that has begun."""
         if self.gone or self.ended:
             return
+        shape = self.errors or self.head.errors
         if self.started:
             if self.chunked or self.head.version == "1.0":
-                self.write(error.event())
-                self.end()
+                self.end(shape.closing(error))
             else:
                 self.connection.abort()
             return
-        headers += JSON_LINE
+        status, content_type, body = shape.refusal(error)
+        headers += b"content-type: %b\r\n" % content_type
         if error.retry_after_s is not None:
             headers += b"retry-after: %d\r\n" % error.retry_after_s
-        self.respond(error.status, error.body(), headers)
+        self.respond(status, body, headers)
 
     async def drain(self) -> None:
         """Wait until the client has taken enough of what was written. Raises ClientGone."""

@@ -14,6 +14,7 @@ from kuwa.http.connection import Limits, ServerConnection
 from kuwa.http.exchange import Handler, Head, unanswered
 from kuwa.http.guard import HostGuard
 from kuwa.http.heads import HeadMemo
+from kuwa.wire.errors import PLAIN, ErrorShape
 
 BACKLOG = 4096
 SWEEP_S = 0.25
@@ -29,7 +30,8 @@ class CannotListen(Exception):
 class Server:
     """Serves `hot` handlers (POST on exactly that path) and an ASGI `app` for everything else.
 
-    A handler gets whole requests and must return at once; it answers through the exchange when it can.
+    A handler gets whole requests and must return at once; it answers through the exchange when it can. `errors` words
+    the errors of requests, `errors_of` those for a path of their own.
     """
 
     def __init__(
@@ -37,10 +39,14 @@ class Server:
         *,
         hot: Mapping[str, Handler],
         app: AsgiApp | None = None,
+        errors: ErrorShape = PLAIN,
+        errors_of: Mapping[str, ErrorShape] | None = None,
         guard: HostGuard | None = None,
         limits: Limits | None = None,
     ) -> None:
         self._hot = dict(hot)
+        self._errors = errors
+        self._errors_of = dict(errors_of or {})
         self._fallback: Handler = AsgiHandler(app) if app is not None else unanswered
         self.guard = guard or HostGuard()
         self.limits = limits or Limits()
@@ -81,6 +87,10 @@ class Server:
     def handler(self, method: str, path: str) -> Handler:
         """Who answers requests by this method for this path."""
         return self._hot.get(path, self._fallback) if method == "POST" else self._fallback
+
+    def errors(self, path: str) -> ErrorShape:
+        """How errors are worded to clients of this path."""
+        return self._errors_of.get(path, self._errors)
 
     async def drain(self, timeout_s: float) -> bool:
         """Stop accepting, let the requests under way end, close. Returns whether all of them ended in time."""

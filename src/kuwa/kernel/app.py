@@ -8,7 +8,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 
 import psutil
@@ -20,39 +20,52 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from kuwa.http.connection import Limits
-from kuwa.http.exchange import Handler
 from kuwa.http.guard import HostGuard
 from kuwa.http.server import CannotListen, Server, connections_that_fit
 from kuwa.http.upstream import UpstreamPool, tls_context
 from kuwa.kernel import log as kernel_log
+from kuwa.kernel.accounting import Ledger
 from kuwa.kernel.api.errors import http_error, kuwa_error
-from kuwa.kernel.api.form_chat import FormChatRoutes
 from kuwa.kernel.api.front import FrontPage
 from kuwa.kernel.api.ids import WithRequestIds
 from kuwa.kernel.api.native import WorkerApi
-from kuwa.kernel.api.openai import OpenAIRoutes
 from kuwa.kernel.api.status import StatusApi
 from kuwa.kernel.chat import Chat
+from kuwa.kernel.dialects import v1
+from kuwa.kernel.dialects.dialect import Dialect, Entrance
+from kuwa.kernel.dialects.openai import ROUTES, OpenAIDialect
 from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.health import TickingClock, Watch
 from kuwa.kernel.metrics import Collector, Exposition, Metrics
 from kuwa.kernel.registry import Registry
 from kuwa.kernel.settings import BadSetting, Settings
 from kuwa.kernel.trust import EndpointRule
-from kuwa.wire.errors import Draining, KuwaError, MethodNotAllowed
+from kuwa.wire.errors import OPENAI, Draining, KuwaError, MethodNotAllowed
 from kuwa.wire.names import RequestIds
 
 TOLD_S = 1.0  # how long clients may take to hear that their answer was cut
 
 REJOIN_S = 4.0  # a renewal is due every 2 s, and tried again at least every second
 
+DialectRoute = tuple[Dialect, str]
+"""A client dialect, and the route below a replica's base URL that its requests go to."""
+
+DIALECT_ROUTES: Mapping[str, DialectRoute] = {
+    **{"/v1" + route: (OpenAIDialect(), route) for route in ROUTES},
+    v1.CHAT_PATH: (v1.V1Dialect(), "/chat/completions"),
+}
+"""Every path that a model answers."""
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger("kuwa.kernel")
 
 
 class Kernel:
-    """Every part of one kernel, made and connected. Nothing runs before `listen`."""
+    """Every part of one kernel, made and connected. Nothing runs before `listen`.
 
-    def __init__(self, settings: Settings) -> None:
+    `dialects` are those of `/v1` and `/v1.0` beside any others.
+    """
+
+    def __init__(self, settings: Settings, dialects: Mapping[str, DialectRoute] = DIALECT_ROUTES) -> None:
         tls = _tls(settings)
         clock = TickingClock()
         ids = RequestIds()
@@ -60,23 +73,24 @@ class Kernel:
         self.registry = Registry()
         self.dispatcher = Dispatcher(self.registry, policies=settings.policies)
         self.metrics = Metrics()
+        self.ledger = Ledger(self.metrics)
         self.pool = UpstreamPool(tls=tls)
         self.chat = Chat(
             registry=self.registry,
             dispatcher=self.dispatcher,
             pool=self.pool,
-            metrics=self.metrics,
+            ledger=self.ledger,
             clock=clock,
             first_token_s=settings.first_token_s,
         )
-        self.openai = OpenAIRoutes(self.chat, ids)
-        self.form_chat = FormChatRoutes(self.chat, ids)
+        self.entrances = {path: Entrance(self.chat, ids, dialect, route) for path, (dialect, route) in dialects.items()}
+        self.abort = v1.AbortRoute(self.chat.abort)
         self.workers = WorkerApi(
             self.registry,
             self.dispatcher,
             EndpointRule(settings.allowed_executors, own_addresses),
             draining=lambda: self.chat.draining,
-            late_usage=self.chat.late_usage,
+            late_usage=self.ledger.late_usage,
         )
         self.front = FrontPage(self.registry)
         self.status = StatusApi(
@@ -95,7 +109,14 @@ class Kernel:
         app = WithRequestIds(application(cold), ids)
         # Each may need a second connection, to its replica.
         limits = Limits(connections=connections_that_fit(2))
-        self.server = Server(hot=hot, app=app, guard=HostGuard(settings.allowed_hosts), limits=limits)
+        self.server = Server(
+            hot=hot,
+            app=app,
+            errors=OPENAI,
+            errors_of={path: handler.dialect for path, handler in hot.items()},
+            guard=HostGuard(settings.allowed_hosts),
+            limits=limits,
+        )
         for upstream in settings.upstreams:
             authorization = f"Bearer {upstream.key}".encode() if upstream.key else b""
             self.registry.add_upstream(
@@ -132,9 +153,9 @@ class Kernel:
         self.pool.close()
 
 
-def routes(kernel: Kernel) -> tuple[dict[str, Handler], list[Route]]:
+def routes(kernel: Kernel) -> tuple[dict[str, Entrance | v1.AbortRoute], list[Route]]:
     """Every route: those that bypass the framework (POST on exactly that path), and all others."""
-    hot: dict[str, Handler] = {**kernel.openai.handlers, **kernel.form_chat.handlers}
+    hot: dict[str, Entrance | v1.AbortRoute] = {**kernel.entrances, v1.ABORT_PATH: kernel.abort}
     workers, status = kernel.workers, kernel.status
     cold = [
         Route("/", kernel.front.page),
@@ -172,10 +193,10 @@ def application(cold: list[Route]) -> Starlette:
     return app
 
 
-async def serve(settings: Settings) -> int:
+async def serve(settings: Settings, dialects: Mapping[str, DialectRoute] = DIALECT_ROUTES) -> int:
     """Run a kernel until SIGTERM or SIGINT; returns the exit code. Raises BadSetting, CannotListen."""
     kernel_log.configure(settings.log_level)
-    kernel = Kernel(settings)
+    kernel = Kernel(settings, dialects)
     stopping = asyncio.Event()
     with _signals(stopping, kernel.refuse, kernel.close):
         port = await kernel.listen()

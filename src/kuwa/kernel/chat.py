@@ -1,34 +1,44 @@
-"""The story of one request: admit, acquire a slot, relay, account. Read this file first.
+"""The life of one request: admit, slot, attempt, verdict, again. Read this file first.
 
-A dialect (`kernel/api`) has made an exchange into a `Call`; `Chat.serve` starts its story. Slot release, cancel,
-failover and accounting each live here and nowhere else. The story is a generator driven by hand (`story`): it yields
-where it waits for a slot or for the end of an attempt.
+A dialect (`kernel/dialects`) has made an exchange into a `Call`; `Chat.serve` starts its story, a generator driven by
+hand (`story`) that yields where it waits for a slot or for the end of an attempt. Slot release, cancel and failover
+are decided here and nowhere else; what a failure means is decided in `verdict`, how long it may take in `deadlines`,
+and what is counted in `accounting`.
+
+1. Admit: a kernel that drains, and a request that has killed two replicas, end it here.
+2. Slot: the dispatcher grants a replica, or the call waits in its queue.
+3. Attempt: the replica's wire makes the request, a relay brings the answer to the client.
+4. Verdict: an attempt that failed is held against the replica or the request. If another replica may do better, and
+   nothing has been delivered or the stream can be resumed, the story goes back to 2.
+5. Whatever ends the story, the client is answered once, and one outcome is written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Generator
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Generator
+from typing import Any, cast
 
 import msgspec
 
 from kuwa.http.client import fetch
-from kuwa.http.exchange import Exchange
 from kuwa.http.upstream import Origin, UpstreamPool, UpstreamRequest
+from kuwa.kernel import deadlines
+from kuwa.kernel.accounting import Ledger, Outcome
+from kuwa.kernel.call import Aborted, Call
 from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.health import settle
-from kuwa.kernel.metrics import UNKNOWN, Metrics, Tally
 from kuwa.kernel.policy import PolicyName, Trail
 from kuwa.kernel.quarantine import Quarantine
 from kuwa.kernel.queue import Ticket
 from kuwa.kernel.registry import Registry, Replica
-from kuwa.kernel.relay import Clock, Relay
-from kuwa.kernel.resume import Journal, Journals, Replay
+from kuwa.kernel.relay import Clock, EventRelay, Reader, Relay, WholeRelay
+from kuwa.kernel.resume import Journal, Journals
 from kuwa.kernel.story import Steps, Story
 from kuwa.kernel.verdict import Verdict, judge
-from kuwa.wire import resume, sse
+from kuwa.kernel.wires import wire_of
+from kuwa.wire import resume
 from kuwa.wire.errors import (
     ClientGone,
     Draining,
@@ -36,107 +46,19 @@ from kuwa.wire.errors import (
     KuwaError,
     ModelNotFound,
     NoReplica,
+    RequestCancelled,
     UpstreamLost,
-    UpstreamTimeout,
 )
-from kuwa.wire.lease import EndedRequest
 
 log = logging.getLogger("kuwa.kernel.chat")
 
 MAX_ATTEMPTS = 3
 MAX_RESUMES = 3
-PING_S = 10.0
-PROGRESS_S = 1.0
-IDLE_S = 30.0
-TOTAL_S = 3600.0
 ABORT_TIMEOUT_S = 2.0
 MAX_ROUTES = 10_000
-MAX_UNPAID = 10_000
-
-
-class Aborted(Exception):
-    """Somebody with the right to do so ended this request; what was delivered stands."""
-
-
-Outgoing = tuple[str, bytes, bytes]
-"""A request as a replica is to get it: the URL, its content type, and the body."""
-
-
-class Dialect(Protocol):
-    """What differs between the client dialects. Implemented in `kernel/api`."""
-
-    def outgoing(self, call: Call, replica: Replica) -> Outgoing:
-        """The request in the replica's wire. Raises Unsupported for what that wire cannot carry."""
-        ...
-
-    def trail(self, call: Call, policy: PolicyName) -> Trail:
-        """What the policy of the call's access code knows its conversation, or its session, by."""
-        ...
-
-    def relay(self, call: Call, replica: Replica, clock: Clock) -> Relay:
-        """What brings the replica's answer to the client; one that writes `call.journal`, so that the answer may
-        outlive the replica, or goes on by `call.replay` with what another one began, where the dialect can."""
-        ...
-
-    def fail(self, call: Call, error: KuwaError) -> None: ...
-    def aborted(self, call: Call) -> None:
-        """Close the client's response after an abort, keeping what was delivered."""
-        ...
-
-
-class Call(Ticket, kw_only=True):
-    """One request, whichever dialect it came in, and how far it has come. It is its own ticket at the dispatcher.
-
-    `own_id` is `id` as it travels. `body` is the OpenAI body that an executor gets, `route` the path below its URL.
-    `forwarded` are the client's headers that travel on, `reply_headers` those of every answer, as lines. `key` is the
-    v1.0 pair (history_id, user_id), `form` the v1.0 form as it came. `whole`: the replica's answer is one piece.
-    `progress`: the client wants to be told, by comments in its stream, how long it will have to wait.
-
-    `relay` is that of the current attempt, or of the last one; `unheard` counts the attempts of which no replica ever
-    knew; `lost_at` is how much had been delivered when the replica before was lost.
-    """
-
-    id: str
-    own_id: bytes
-    dialect: Dialect
-    exchange: Exchange
-    route: str
-    body: bytes
-    forwarded: bytes
-    reply_headers: bytes
-    whole: bool = False
-    include_usage: bool = False
-    progress: bool = False
-    form: dict[str, str] | None = None
-    story: Story | None = None
-    started_at: float = 0.0
-    relay: Relay | None = None
-    journal: Journal | None = None
-    replay: Replay | None = None
-    queue_s: float = 0.0
-    attempts: int = 0
-    unheard: int = 0
-    resumes: int = 0
-    lost_at: int = 0
-    told_at: float = 0.0
-
-    @property
-    def kept_bytes(self) -> int:
-        """How much is kept of what was delivered, so that another replica may go on."""
-        return self.journal.bytes if self.journal is not None else 0
-
-    def journal_at(self, replica: Replica) -> Journal | None:
-        """What is kept of an answer by this replica."""
-        return self.journal if replica.resumes else None
-
-    def interrupt(self, error: BaseException) -> None:
-        """Raise `error` where the story waits."""
-        if self.story is not None:
-            self.story.interrupt(error)
-
 
 RouteKey = tuple[str, bytes, bytes, bool]
-"""URL, content type, the Authorization header, and whether streams may be gone on with."""
+"""URL, content type, the Authorization header, and whether streams can be resumed."""
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -155,94 +77,87 @@ class Chat:
         registry: Registry,
         dispatcher: Dispatcher,
         pool: UpstreamPool,
-        metrics: Metrics,
+        ledger: Ledger,
         clock: Clock,
         first_token_s: float = 120.0,
     ) -> None:
-        """`first_token_s`: how long a replica may be silent before the first content; a comment is no silence."""
+        """`first_token_s`: how long a replica may be silent before the first content."""
         self._registry = registry
         self._dispatcher = dispatcher
         self._pool = pool
-        self._metrics = metrics
+        self._ledger = ledger
         self._clock = clock
         self._quarantine = Quarantine()
         self._journals = Journals()
         self._first_token_s = first_token_s
         self._calls: dict[str, Call] = {}
-        self._unpaid: dict[str, Tally] = {}
         self._routes: dict[RouteKey, Route] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.draining = False
 
-    def serve(self, call: Call) -> None:
-        """Start the story of `call`; it answers through its exchange."""
+    def serve(self, call: Call, trail: Callable[[Call, PolicyName], Trail]) -> None:
+        """Start the story of `call`; it answers through its exchange. `trail` is its dialect's."""
         dispatcher = self._dispatcher
         if dispatcher.policies and (policy := dispatcher.policy_of(call.access_code)) != "least_loaded":
-            call.trail = call.dialect.trail(call, policy)
+            call.trail = trail(call, policy)
         call.started_at = self._clock.time()
-        call.story = story = Story(self._story(call), call.exchange.abort)
-        call.exchange.on_gone = story.client_gone
+        exchange = call.exchange
+        call.story = story = Story(self._story(call), exchange.abort)
+        exchange.on_gone = story.client_gone
         self._calls[call.id] = call
         story.wake()
 
     # ---- the story -----------------------------------------------------------------------------------------
 
     def _story(self, call: Call) -> Steps:
-        """Attempt after attempt, each on another replica, until one answers or none is left."""
         dispatcher = self._dispatcher
         failure: KuwaError | None = None
         try:
-            if self.draining:
-                raise Draining("This kernel is shutting down; send the request again in a moment.")
-            if self._quarantine.suspects:
-                self._quarantine.check(call.access_code, call.body, call.started_at)
+            self._admit(call)
             while True:
-                try:
-                    replica = dispatcher.acquire(call, self._clock.now)
-                    if replica is None:
-                        replica = yield from self._queued(call)
-                except NoReplica:
-                    if failure is None:
-                        raise
-                    raise self._last_word(call, failure) from failure
+                replica = dispatcher.acquire(call, self._clock.now) if failure is None else self._another(call, failure)
+                if replica is None:
+                    replica = yield from self._queued(call, failure)
                 try:
                     relay = self._attempt(call, replica)
-                    try:
-                        while not relay.over:
-                            yield
-                    except BaseException:
-                        relay.cancel()
-                        self._tell_abort(replica)
-                        raise
+                    while not relay.over:
+                        yield
                 finally:
-                    settled = dispatcher.release(call, self._clock.now)
-                    if settled:
-                        self.settle(settled)
+                    self._leave(call, replica)
                 if relay.error is None and relay.refusal is None:
                     break
                 failure = self._failed(call, replica, relay, failure)
             if not replica.breaker.closed or self._quarantine.suspects:
                 self._went_well(call, replica)
-            self._account(call, relay)
-        except ClientGone:
-            self._account_failure(call, "cancelled")
-        except Aborted:
-            self._account_failure(call, "cancelled")
-            call.dialect.aborted(call)
-        except KuwaError as error:
-            self._account_failure(call, error.code)
-            call.dialect.fail(call, error)
-        except Exception:
-            log.exception("request %s failed inside the kernel", call.id)
-            self._account_failure(call, InternalError.code)
-            call.dialect.fail(call, InternalError("The kernel failed; its log says why."))
+            self._settle(call, "ok")
+        except Exception as raised:
+            label, error = _ending(raised)
+            if label == InternalError.code:
+                log.exception("request %s failed inside the kernel", call.id)
+            self._settle(call, label)
+            if error is not None:
+                call.exchange.fail(error, call.reply_headers)
         finally:
             del self._calls[call.id]
             if call.journal is not None:
                 call.journal.drop()
 
-    def _queued(self, call: Call) -> Generator[None, None, Replica]:
-        """Wait for a slot. Raises what the ticket was refused with."""
+    def _admit(self, call: Call) -> None:
+        """Raises Draining or RequestQuarantined."""
+        if self.draining:
+            raise Draining("This kernel is shutting down; send the request again in a moment.")
+        if self._quarantine.suspects:
+            self._quarantine.check(call.access_code, call.body, call.started_at)
+
+    def _another(self, call: Call, failure: KuwaError) -> Replica | None:
+        """A slot for an attempt after `failure`; raises what the client is told where no replica is left."""
+        try:
+            return self._dispatcher.acquire(call, self._clock.now)
+        except NoReplica:
+            raise self._last_word(call, failure) from failure
+
+    def _queued(self, call: Call, failure: KuwaError | None) -> Generator[None, None, Replica]:
+        """Wait for a slot. Raises what the ticket was refused with, or what follows from the `failure` before it."""
         since = self._clock.time()
         story = cast("Story", call.story)
         call.granted = story.wake
@@ -254,12 +169,15 @@ class Chat:
             raise
         call.queue_s += self._clock.time() - since
         if call.error is not None:
+            if failure is not None and isinstance(call.error, NoReplica):
+                raise self._last_word(call, failure) from failure
             raise call.error
         return cast("Replica", call.replica)
 
     def _attempt(self, call: Call, replica: Replica) -> Relay:
         """Send the request to `replica`; the relay wakes the story when the answer has come to its end."""
-        url, content_type, body = call.dialect.outgoing(call, replica)
+        wire = wire_of(replica)
+        url, content_type, body = wire.request(call, replica)
         key = (url, content_type, replica.authorization, replica.resumes)
         route = self._routes.get(key) or self._new_route(key)
         if replica.resumes and not call.whole and call.journal is None:
@@ -267,13 +185,40 @@ class Chat:
         if call.replay is not None:
             body = call.replay.request(body)
         call.attempts += 1
-        call.relay = relay = call.dialect.relay(call, replica, self._clock)
+        call.relay = relay = self._relay(call, replica, wire.reader(call))
         relay.on_over = cast("Story", call.story).wake
         head = b"%b%b\r\n%bcontent-length: %d\r\n\r\n" % (route.head, call.own_id, call.forwarded, len(body))
         # After a failure no connection is trusted that was open before it.
         send = self._pool.send if call.attempts == 1 else self._pool.dial
         send(UpstreamRequest(route.origin, head, body), relay)
         return relay
+
+    def _relay(self, call: Call, replica: Replica, reader: Reader | None) -> Relay:
+        exchange, headers, clock = call.exchange, call.reply_headers, self._clock
+        if call.whole:
+            return WholeRelay(exchange, headers, clock, reader, call.renderer)
+        return EventRelay(
+            exchange,
+            headers,
+            clock,
+            reader,
+            call.renderer,
+            include_usage=call.include_usage,
+            journal=call.journal if replica.resumes else None,
+            replay=call.replay,
+        )
+
+    def _leave(self, call: Call, replica: Replica) -> None:
+        """The attempt has ended, or the story ends in the middle of it: cut it, and free the slot."""
+        relay = call.relay
+        if relay is not None and not relay.over:
+            relay.cancel()
+            url = wire_of(replica).abort_url(replica)
+            if url:
+                self._start_task(self._abort(url))
+        settled = self._dispatcher.release(call, self._clock.now)
+        if settled:
+            self.settle(settled)
 
     def _failed(self, call: Call, replica: Replica, relay: Relay, before: KuwaError | None) -> KuwaError:
         """Make ready for another attempt; gives what the client is told if there is none. Raises that where there is
@@ -288,8 +233,8 @@ class Chat:
         if (relay.error is not None and relay.begun) or call.replay is not None:
             self._prepare_resume(call, failure)
         elif verdict.refused:
-            call.unheard += 1
-        elif call.attempts - call.unheard >= MAX_ATTEMPTS:
+            call.refused_attempts += 1
+        elif call.attempts - call.refused_attempts >= MAX_ATTEMPTS:
             raise self._last_word(call, failure)
         if not verdict.again:
             call.excluded |= {replica.id}
@@ -311,7 +256,7 @@ class Chat:
         """
         replay = call.journal.replay() if call.journal is not None else None
         if replay is None or call.resumes == MAX_RESUMES:
-            self._metrics.resumes["impossible"] += 1
+            self._ledger.not_resumable()
             raise failure
         others = self._registry.replicas(call.access_code)
         fingerprint = replay.announced.fingerprint
@@ -341,10 +286,10 @@ class Chat:
 
     def _counts(self, call: Call) -> bool:
         """Whether this death speaks against the request: what kills does so at the same place each time."""
-        before, call.lost_at = call.lost_at, call.kept_bytes
+        before, call.delivered_at_loss = call.delivered_at_loss, call.kept_bytes
         if call.replay is None:
             return True
-        if call.lost_at > before:  # it got past the place of the death before, so that one was not its doing
+        if call.delivered_at_loss > before:  # it got past the place of the death before, so that one was not its doing
             self._quarantine.cleared(call.access_code, call.body)
             return True
         return call.replay.done
@@ -375,127 +320,73 @@ class Chat:
             if ticket.granted is not None:
                 ticket.granted()
 
-    def _tell_abort(self, replica: Replica) -> None:
-        """An executor of the old wire goes on computing when its connection closes: tell it."""
-        if replica.wire == "v1.0":
-            self._start_task(self._abort_old(replica.endpoint + "/abort"))
-
-    async def _abort_old(self, url: str) -> None:
+    async def _abort(self, url: str) -> None:
         try:
             await fetch("GET", url, timeout_s=ABORT_TIMEOUT_S)
         except KuwaError as error:
-            log.info("the abort of %s was not heard: %s", url, error)
+            log.info("%s was not reached: %s", url, error)
 
     def _start_task(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _account(self, call: Call, relay: Relay) -> None:
-        """Count a request that went well."""
-        tally = self._metrics.of(call.access_code)
-        tally.outcomes["ok"] += 1
-        first_s = relay.first_content_at - call.started_at
-        if call.whole:
-            tally.whole_time.observe(first_s)
-        else:
-            tally.request_time.observe(self._clock.time() - call.started_at)
-            if not call.resumes:
-                tally.time_to_first_token.observe(first_s)
-        if call.attempts > 1:
-            self._account_attempts(call, tally, "resumed")
-        elif call.queue_s:
-            tally.queue_wait.observe(call.queue_s)
-        else:
-            tally.queue_wait.zeros += 1
-        usage = relay.usage
-        if usage is None:
-            self._leave_unpaid(call, tally)
-            return
-        tally.prompt_tokens += usage.prompt_tokens
-        tally.completion_tokens += usage.completion_tokens
-        if usage.prompt_tokens_details is not None:
-            tally.cached_tokens += usage.prompt_tokens_details.cached_tokens or 0
-
-    def _account_failure(self, call: Call, label: str) -> None:
+    def _settle(self, call: Call, label: str) -> None:
+        """Write how the request ended."""
         relay = call.relay
-        unknown = relay is None and label == ModelNotFound.code
-        tally = self._metrics.of(UNKNOWN if unknown else call.access_code)
-        tally.outcomes[label] += 1
-        tally.request_time.observe(self._clock.time() - call.started_at)
-        if relay is None:
-            return
-        if relay.first_content_at and not call.resumes:
-            tally.time_to_first_token.observe(relay.first_content_at - call.started_at)
-        self._account_attempts(call, tally, "cancelled" if label == "cancelled" else "failed")
-        self._leave_unpaid(call, tally)
-
-    def _account_attempts(self, call: Call, tally: Tally, resumed: str) -> None:
-        tally.queue_wait.observe(call.queue_s)
-        tally.retries += call.attempts - 1
-        if call.resumes:
-            self._metrics.resumes[resumed] += 1
-
-    def _leave_unpaid(self, call: Call, tally: Tally) -> None:
-        """What it cost may still be reported by its executor."""
-        self._unpaid[call.id] = tally
-        if len(self._unpaid) > MAX_UNPAID:
-            del self._unpaid[next(iter(self._unpaid))]
-
-    def late_usage(self, ended: list[EndedRequest]) -> None:
-        """Count what cut requests cost, as their executors report it afterwards; each once."""
-        for one in ended:
-            tally = self._unpaid.pop(one.request_id, None)
-            if tally is not None:
-                tally.prompt_tokens += one.prompt_tokens
-                tally.completion_tokens += one.completion_tokens
+        first_at = relay.first_content_at if relay is not None else 0.0
+        total_s = self._clock.time() - call.started_at
+        self._ledger.settle(
+            Outcome(
+                request_id=call.id,
+                principal=call.principal,
+                access_code=call.access_code,
+                label=label,
+                total_s=total_s,
+                first_s=first_at - call.started_at if first_at else -1.0,
+                queue_s=call.queue_s,
+                whole=call.whole,
+                served=relay is not None or label != ModelNotFound.code,
+                sent=relay is not None,
+                attempts=call.attempts,
+                resumes=call.resumes,
+                usage=relay.usage if relay is not None else None,
+            )
+        )
 
     # ---- asked from elsewhere ------------------------------------------------------------------------------
 
     def sweep(self, now: float) -> None:
-        """Enforce the deadlines of replicas, tell clients that they are not forgotten; called a few times a second."""
+        """Enforce the deadlines of replicas and keep silent streams open; called a few times a second."""
         for call in list(self._calls.values()):
-            self._check(call, now)
-            if now - call.told_at > (PROGRESS_S if call.progress else PING_S):
-                self._tell(call, now)
+            error = deadlines.overdue(call, now, self._first_token_s)
+            if error is not None and call.relay is not None:
+                call.relay.on_lost(error)
+            elif deadlines.keepalive_due(call, now):
+                call.last_keepalive_at = now
+                self._keep_alive(call, now)
         self._quarantine.sweep(now)
 
-    def _check(self, call: Call, now: float) -> None:
-        relay, replica = call.relay, call.replica
-        if relay is None or relay.connection is None or relay.over or replica is None:
-            return
-        connection = relay.connection
-        if replica.lost:
-            relay.on_lost(UpstreamLost("The executor does not renew its lease any more; it is dead or frozen."))
-        elif now - call.started_at > TOTAL_S:
-            relay.on_lost(UpstreamTimeout(f"The request took longer than {TOTAL_S:g} s."))
-        elif not connection.paused:
-            limit = TOTAL_S if call.whole else IDLE_S if relay.first_content_at else self._first_token_s
-            if now - connection.since > limit:
-                relay.on_lost(UpstreamTimeout(f"The executor sent nothing for {limit:g} s."))
-
-    def _tell(self, call: Call, now: float) -> None:
-        """A comment into a stream that is silent, so that whoever stands between does not cut it; before the first
-        content only where the client asked for it, since a comment commits the status 200."""
-        call.told_at = now
-        exchange, relay = call.exchange, call.relay
+    def _keep_alive(self, call: Call, now: float) -> None:
+        """Write into a stream that is silent, so that no proxy cuts it; before the first content only where the client
+        asked for it, since that commits the status 200."""
+        exchange = call.exchange
         if call.whole or exchange.gone or exchange.ended:
             return
-        if exchange.started and relay is not None and relay.begun:
-            connection = relay.connection
-            silent = connection is not None and not connection.paused and now - connection.since > PING_S
-            if silent and relay.takes_comments:
-                exchange.write(sse.comment("ping"))
+        if call.relay is not None and call.relay.begun:
+            if deadlines.is_silent(call, now):
+                exchange.write(deadlines.keepalive(call, "ping"))
         elif call.progress:
             waited_s = now - call.started_at
             if call.queued:
-                position = self._dispatcher.ahead_of(call)
-                text = f"queued position={position} wait_s={waited_s:.1f}"
+                text = f"queued position={self._dispatcher.ahead_of(call)} wait_s={waited_s:.1f}"
             else:
                 text = f"running wait_s={waited_s:.1f}"
             if not exchange.started:
-                exchange.start(200, call.reply_headers + b"content-type: text/event-stream\r\n")
-            exchange.write(sse.comment(text))
+                content_type = b"text/event-stream" if call.renderer is None else call.renderer.content_type
+                exchange.errors = call.renderer or exchange.errors
+                exchange.start(200, b"%bcontent-type: %b\r\n" % (call.reply_headers, content_type))
+            exchange.write(deadlines.keepalive(call, text))
 
     def cancel(self, request_id: str, principal: str) -> bool:
         """End the request with this id for whom it belongs to. Whether there was one of theirs."""
@@ -531,3 +422,14 @@ class Chat:
         if call.queued:
             return {**state, "state": "queued", "position": self._dispatcher.ahead_of(call)}
         return {**state, "state": "running", "attempt": call.attempts}
+
+
+def _ending(raised: Exception) -> tuple[str, KuwaError | None]:
+    """How a story that ended by `raised` is counted, and what its client is told; None where there is no client."""
+    if isinstance(raised, ClientGone):
+        return "cancelled", None
+    if isinstance(raised, Aborted):
+        return "cancelled", RequestCancelled("The request was cancelled.")
+    if isinstance(raised, KuwaError):
+        return raised.code, raised
+    return InternalError.code, InternalError("Internal error of the kernel; see its log.")

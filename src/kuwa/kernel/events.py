@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from kuwa.kernel.translate import Usage
+from kuwa.kernel.refusals import Usage
 
 EMPTY = (b'""', b"null", b"[]", b"{}")
 

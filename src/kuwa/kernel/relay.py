@@ -1,15 +1,15 @@
-"""One attempt: the response of one replica, heard as it comes and written to the client.
+"""One attempt: the response of one replica, read as it comes and written to the client.
 
-`chat` has the client's dialect make a relay for each attempt, and waits until it is `over`. Nothing is written before
-the first content, so that an attempt which fails before it can be made again elsewhere. There are three:
+`chat` makes a relay for each attempt and waits until it is `over`. Nothing is written before the first content, so
+that an attempt which fails before it can be made again elsewhere.
 
-- `EventRelay`: OpenAI events to an OpenAI client, the hot path. Whole events pass unread. The first events are held
-  until one has content; reads whose end is not that of an ordinary event are read event by event, which is where
-  the usage event is withheld from clients that did not ask, and where the end of the answer is noted. What is sent
-  is kept in a journal if the replica announced how to go on with the stream; a relay that goes on with one is
-  given the `Replay` that says what of it is new. `TextRelay` is the same for a client of the v1.0 wire.
+- `EventRelay`: a stream. Its replica's wire has made the bytes OpenAI events, where they were not (`reader`), and
+  the client's dialect makes them the client's, where they are not (`renderer`). Without either, which is the hot
+  path, whole events pass unread. The first events are held until one has content; reads whose end is not that of an
+  ordinary event are read event by event, which is where the usage event is withheld from clients that did not ask,
+  and where the end of the answer is noted. The events are kept in a journal if the replica announced how to resume
+  the stream; a relay that resumes one is given the `Replay` that says what of it is new.
 - `WholeRelay`: an answer in one piece, sent when it is complete.
-- `TranslatingRelay`: from a replica of the v1.0 wire, whose text may be wanted as events.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Protocol
 
 import msgspec
 
-from kuwa.http.exchange import Exchange, header_lines
+from kuwa.http.exchange import JSON_LINE, Exchange, header_lines
 from kuwa.http.framing import ResponseHead, unframe
 from kuwa.http.upstream import UpstreamConnection
 from kuwa.kernel.events import blocks_of, data_of, event_in, whole_events
+from kuwa.kernel.refusals import PassedOn, Usage
+from kuwa.kernel.renderer import Renderer
 from kuwa.kernel.resume import Journal, Replay
-from kuwa.kernel.translate import PassedOn, TextFromEvents, Translator, Usage
 from kuwa.wire import sse
 from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamLost
 from kuwa.wire.resume import announcement_in
@@ -34,8 +35,9 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_HELD_BYTES = 16 * 1024
 MAX_ORDINARY_BYTES = 200
 
-PASSED_HEADERS = frozenset({b"content-type", b"cache-control", b"x-kuwa-trimmed-messages", b"openai-processing-ms"})
+PASSED_HEADERS = frozenset({b"cache-control", b"x-kuwa-trimmed-messages", b"openai-processing-ms"})
 
+EVENTS_LINE = b"content-type: text/event-stream\r\n"
 _NULL_FINISH = b'"finish_reason":null'
 _NEVER = b"\0"
 
@@ -56,8 +58,36 @@ class Clock(Protocol):
     def time(self) -> float: ...
 
 
+class Reader(Protocol):
+    """Makes the body of one answer OpenAI events, however it is split. Implemented in `kernel/wires`."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Raises KuwaError for what cannot be read."""
+        ...
+
+    def end(self) -> bytes:
+        """The closing events, after the whole body."""
+        ...
+
+    def whole(self, body: bytes) -> bytes:
+        """A whole body as a whole OpenAI answer; in place of `feed` and `end`."""
+        ...
+
+
 def _nobody() -> None:
     """Nobody waits for the end."""
+
+
+class _Passed(msgspec.Struct, frozen=True):
+    """The lines of a replica's head that pass on: without its Content-Type, and with it."""
+
+    lines: bytes
+    with_type: bytes
+
+    @classmethod
+    def of(cls, head: ResponseHead) -> _Passed:
+        lines = header_lines(field for field in head.headers if field[0] in PASSED_HEADERS)
+        return cls(lines, header_lines(field for field in head.headers if field[0] == b"content-type") + lines)
 
 
 class Relay(msgspec.Struct, eq=False):
@@ -70,6 +100,8 @@ class Relay(msgspec.Struct, eq=False):
     exchange: Exchange
     headers: bytes
     clock: Clock
+    reader: Reader | None = None
+    renderer: Renderer | None = None
     on_over: Callable[[], None] = _nobody
     connection: UpstreamConnection | None = None
     over: bool = False
@@ -78,11 +110,6 @@ class Relay(msgspec.Struct, eq=False):
     error: KuwaError | None = None
     refusal: Refusal | None = None
     usage: Usage | None = None
-
-    @property
-    def takes_comments(self) -> bool:
-        """Whether what the client gets are whole events, so that a comment may stand between any two writes."""
-        return False
 
     # ---- ResponseHandler -----------------------------------------------------------------------------------
 
@@ -139,8 +166,11 @@ class Relay(msgspec.Struct, eq=False):
         """The answer begins. What of its head passes on to the client is read once for all answers with that head."""
         passed = head.derived
         if passed is None:
-            passed = head.derived = header_lines(field for field in head.headers if field[0] in PASSED_HEADERS)
-        self.headers += passed
+            passed = head.derived = _Passed.of(head)
+        if self.reader is None and self.renderer is None:
+            self.headers += passed.with_type
+        else:
+            self.headers += passed.lines
 
     def _body(self, data: bytes, ended: bool) -> None:
         raise NotImplementedError
@@ -151,8 +181,10 @@ class Relay(msgspec.Struct, eq=False):
         """The first content is here: from now on this attempt is the client's answer."""
         self.begun = True
         self.first_content_at = self.clock.time()
-        if not self.exchange.started:  # a client that asked to be told of its waiting has had the head already
-            self.exchange.start(200, self.headers)
+        exchange = self.exchange
+        exchange.errors = self.renderer or exchange.errors
+        if not exchange.started:  # a client that asked to be told of its waiting has had the head already
+            exchange.start(200, self.headers)
 
     def _end(self) -> None:
         self.over = True
@@ -188,12 +220,14 @@ class EventRelay(Relay, kw_only=True):
             self.kept = self.journal.frames
             self.room = self.journal.room
 
-    @property
-    def takes_comments(self) -> bool:
-        return True
-
     def _accepted(self, head: ResponseHead) -> None:
         super()._accepted(head)
+        if self.renderer is not None:
+            self.headers += b"content-type: %b\r\n" % self.renderer.content_type
+        elif self.reader is not None:
+            self.headers += EVENTS_LINE
+        if self.reader is not None:
+            return
         content_type = head.get(b"content-type") or b""
         if not content_type.startswith(b"text/event-stream"):
             self.on_lost(BadUpstream(f"The replica answered a stream with {content_type[:100]!r} in place of events."))
@@ -228,6 +262,8 @@ class EventRelay(Relay, kw_only=True):
             self.room = journal.room
 
     def _body(self, data: bytes, ended: bool) -> None:
+        if self.reader is not None:
+            data = self.reader.feed(data) + (self.reader.end() if ended else b"")
         if self.carry:
             data = self.carry + data
         cut = len(data) if ended else whole_events(data)
@@ -324,6 +360,8 @@ class EventRelay(Relay, kw_only=True):
 
     def _learn(self, events: bytes) -> None:
         """Remember how an ordinary event ends, so that reads ending like it need not be read."""
+        if self.renderer is not None:
+            return
         start = events.rfind(_NULL_FINISH)
         if start >= 0 and len(events) - start < MAX_ORDINARY_BYTES and b'"content"' not in events[start:]:
             self.ordinary = events[start:]
@@ -339,34 +377,10 @@ class EventRelay(Relay, kw_only=True):
         self._end()
 
     def _send(self, events: bytes) -> None:
-        self.exchange.write(events)
+        self.exchange.write(events if self.renderer is None else self.renderer.events(events))
 
     def _close(self) -> None:
-        self.exchange.end(sse.DONE_EVENT)
-
-
-class TextRelay(EventRelay):
-    """OpenAI events to a client of the v1.0 wire, which gets their text. The journal keeps the events."""
-
-    text: TextFromEvents = msgspec.field(default_factory=TextFromEvents)
-
-    @property
-    def takes_comments(self) -> bool:
-        return False
-
-    def _accepted(self, head: ResponseHead) -> None:
-        """The client's content type is not the replica's; what is no stream of events shows in the text."""
-
-    def on_frames(self, frames: bytes, ended: bool) -> None:
-        self.on_data(unframe(frames), ended)
-
-    def _send(self, events: bytes) -> None:
-        text = self.text.feed(events)
-        if text:
-            self.exchange.write(text)
-
-    def _close(self) -> None:
-        self.exchange.end()
+        self.exchange.end(sse.DONE_EVENT if self.renderer is None else self.renderer.finish(self.usage))
 
 
 class WholeRelay(Relay):
@@ -394,15 +408,27 @@ class WholeRelay(Relay):
             self._answer(bytes(self.collected))
 
     def _answer(self, body: bytes) -> None:
+        if self.reader is not None:
+            body = self.reader.whole(body)
         try:
             self.usage = _decode_answer(body).usage
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             shown = body[:100].decode("utf-8", "replace")
             self.on_lost(BadUpstream(f"The replica answered with something that is no JSON object: {shown!r}."))
             return
+        headers = self.headers
+        if self.renderer is not None:
+            try:
+                content_type, body = self.renderer.whole(body)
+            except KuwaError as error:
+                self.on_lost(error)
+                return
+            headers += b"content-type: %b\r\n" % content_type
+        elif self.reader is not None:
+            headers += JSON_LINE
         self.begun = True
         self.first_content_at = self.clock.time()
-        self.exchange.respond(200, body, self.headers)
+        self.exchange.respond(200, body, headers)
         self._end()
 
 
@@ -411,51 +437,3 @@ class _Answer(msgspec.Struct):
 
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
-
-
-class TranslatingRelay(Relay, kw_only=True):
-    """Through a translator. With `whole`, the client wants one piece: what the translator gave, wrapped by it."""
-
-    translator: Translator
-    whole: bool = False
-    collected: bytearray = msgspec.field(default_factory=bytearray)
-
-    def _accepted(self, head: ResponseHead) -> None:
-        """The client's content type is the translation's, not the replica's."""
-
-    def _body(self, data: bytes, ended: bool) -> None:
-        try:
-            out = self.translator.feed(data)
-        except KuwaError as error:
-            self.on_lost(error)
-            return
-        if out:
-            self._out(out)
-        if ended and not self.over:
-            self._complete()
-
-    def _out(self, out: bytes) -> None:
-        if self.whole:
-            self.collected += out
-            if len(self.collected) > MAX_ANSWER_BYTES:
-                self.on_lost(BadUpstream(f"The replica's answer is larger than {MAX_ANSWER_BYTES} bytes."))
-            return
-        if not self.begun:
-            self._begin()
-        self.exchange.write(out)
-
-    def _complete(self) -> None:
-        translator = self.translator
-        if not translator.finished:
-            self.on_lost(UpstreamLost("The replica ended its answer without finishing it."))
-            return
-        self.usage = translator.usage
-        if self.whole:
-            self.begun = True
-            self.first_content_at = self.clock.time()
-            self.exchange.respond(200, translator.whole(bytes(self.collected)), self.headers)
-        else:
-            if not self.begun:
-                self._begin()
-            self.exchange.end(translator.end())
-        self._end()

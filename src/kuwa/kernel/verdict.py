@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kuwa.http.upstream import Unanswered
+from kuwa.kernel.refusals import PassedOn, error_from_answer
 from kuwa.kernel.registry import Replica
 from kuwa.kernel.relay import Relay
 from kuwa.kernel.resume import StreamDiffers
-from kuwa.kernel.translate import PassedOn, error_from_answer
 from kuwa.wire.errors import Draining, EngineLost, KuwaError, NoReplica, QueueFull, ResumeMismatch, UpstreamLost
 
 # What an executor says that is well and only has no room, or is the wrong one to ask: no failure of its own.

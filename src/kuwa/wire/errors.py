@@ -6,7 +6,7 @@ The kernel and the executors raise them; `KuwaError.body` is the OpenAI shape th
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -40,6 +40,42 @@ class KuwaError(Exception):
         The leading blank line ends an event that was cut in the middle, so that no parser folds the error into it.
         """
         return b"\n\ndata: " + self.body() + b"\n\ndata: [DONE]\n\n"
+
+
+class ErrorShape(Protocol):
+    """How a client protocol words an error."""
+
+    def refusal(self, error: KuwaError) -> tuple[int, bytes, bytes]:
+        """The status, Content-Type and body of an answer that is an error."""
+        ...
+
+    def closing(self, error: KuwaError) -> bytes:
+        """What ends a streamed answer that has begun and cannot be completed."""
+        ...
+
+
+class PlainErrors:
+    """Errors as plain text, where no protocol is known."""
+
+    def refusal(self, error: KuwaError) -> tuple[int, bytes, bytes]:
+        return error.status, b"text/plain; charset=utf-8", error.message.encode("utf-8", "replace")
+
+    def closing(self, error: KuwaError) -> bytes:
+        return error.message.encode("utf-8", "replace")
+
+
+class OpenAIErrors:
+    """Errors in the OpenAI shape."""
+
+    def refusal(self, error: KuwaError) -> tuple[int, bytes, bytes]:
+        return error.status, b"application/json", error.body()
+
+    def closing(self, error: KuwaError) -> bytes:
+        return error.event()
+
+
+PLAIN: ErrorShape = PlainErrors()
+OPENAI: ErrorShape = OpenAIErrors()
 
 
 class InternalError(KuwaError):

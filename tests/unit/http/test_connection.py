@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kuwa.http.connection import MAX_REFUSED, Limits, ServerConnection
 from kuwa.http.exchange import Exchange, Head
 from kuwa.http.server import Server
+from kuwa.wire.errors import OpenAIErrors
 from unit.http.transport import Transport
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +31,7 @@ class Client:
             if answer is not None:
                 answer(exchange)
 
-        self.server = Server(hot={"/hot": handler}, limits=limits)
+        self.server = Server(hot={"/hot": handler}, errors=OpenAIErrors(), limits=limits)
         self.transport = Transport()
         self.connection = ServerConnection(self.server)
         self.connection.connection_made(self.transport)
@@ -282,7 +283,7 @@ async def test_a_draining_server_lets_requests_end_and_closes_after_them() -> No
 
 
 def test_one_connection_too_many_is_told_so_and_many_too_many_are_cut() -> None:
-    server = Server(hot={"/hot": echo}, limits=Limits(connections=1))
+    server = Server(hot={"/hot": echo}, errors=OpenAIErrors(), limits=Limits(connections=1))
     answers: list[tuple[bytes, bool]] = []
     for _ in range(2 + MAX_REFUSED):
         transport = Transport()

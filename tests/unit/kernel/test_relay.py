@@ -14,9 +14,10 @@ from kuwa.http.connection import ServerConnection
 from kuwa.http.exchange import Exchange
 from kuwa.http.framing import ChunkDecoder, ResponseHead, whole_chunks
 from kuwa.http.server import Server
-from kuwa.kernel.relay import EventRelay, Refusal, Relay, TextRelay, TranslatingRelay, WholeRelay
-from kuwa.kernel.translate import CompletionFromText, EventsFromText
-from kuwa.wire.errors import BadUpstream, UpstreamLost
+from kuwa.kernel.dialects.v1.render import TextRenderer
+from kuwa.kernel.relay import EventRelay, Refusal, Relay, WholeRelay
+from kuwa.kernel.wires.v1 import TextReader
+from kuwa.wire.errors import BadUpstream, OpenAIErrors, UpstreamLost
 from kuwa.wire.sse import SseReader
 from unit.http.transport import Transport
 
@@ -38,7 +39,7 @@ class Client:
     def __init__(self) -> None:
         exchanges: list[Exchange] = []
         self.transport = Transport()
-        connection = ServerConnection(Server(hot={"/hot": exchanges.append}))
+        connection = ServerConnection(Server(hot={"/hot": exchanges.append}, errors=OpenAIErrors()))
         connection.connection_made(self.transport)
         connection.data_received(POST)
         self.exchange = exchanges[0]
@@ -282,7 +283,7 @@ def test_a_whole_answer_that_is_no_json_object_is_never_passed_on(body: bytes) -
 
 def test_events_become_the_raw_text_of_the_old_wire() -> None:
     client = Client()
-    relay = TextRelay(client.exchange, b"", Clock())
+    relay = EventRelay(client.exchange, b"", Clock(), renderer=TextRenderer())
     relay.on_head(EVENTS)
     feed(relay, ANSWER)
     assert client.body.decode() == 'Hello 世界 😀 "finish_reason":null usage\n\n'
@@ -291,7 +292,7 @@ def test_events_become_the_raw_text_of_the_old_wire() -> None:
 
 def test_a_cut_stream_of_events_is_no_complete_text() -> None:
     client = Client()
-    relay = TextRelay(client.exchange, b"", Clock())
+    relay = EventRelay(client.exchange, b"", Clock(), renderer=TextRenderer())
     relay.on_head(EVENTS)
     feed(relay, [ROLE, WORDS[0], b""])
     assert isinstance(relay.error, UpstreamLost)
@@ -304,8 +305,8 @@ def test_raw_text_becomes_events_and_no_character_is_split(cuts: list[int]) -> N
     data = text.encode()
     edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     client = Client()
-    translator = EventsFromText("chatcmpl-1", "old", include_usage=True)
-    relay = TranslatingRelay(client.exchange, b"content-type: text/event-stream\r\n", Clock(), translator=translator)
+    reader = TextReader("chatcmpl-1", "old")
+    relay = EventRelay(client.exchange, b"", Clock(), reader, include_usage=True)
     relay.on_head(ResponseHead(200, (), False, True, True))
     feed(relay, [data[a:b] for a, b in itertools.pairwise(edges)])
     assert texts(client) == text
@@ -318,8 +319,7 @@ def test_raw_text_becomes_events_and_no_character_is_split(cuts: list[int]) -> N
 
 def test_raw_text_becomes_one_completion() -> None:
     client = Client()
-    translator = CompletionFromText("chatcmpl-1", "old")
-    relay = TranslatingRelay(client.exchange, b"", Clock(), translator=translator, whole=True)
+    relay = WholeRelay(client.exchange, b"", Clock(), TextReader("chatcmpl-1", "old"))
     relay.on_head(ResponseHead(200, (), False, True, True))
     feed(relay, ["你".encode(), "好".encode()])
     assert json.loads(client.body)["choices"][0]["message"]["content"] == "你好"

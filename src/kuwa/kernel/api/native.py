@@ -1,7 +1,7 @@
 """The routes by which executors join and leave, and the page that shows who is there: `/v1.0/worker/*`.
 
 Old executors send `name` and `endpoint` and read a word of plain text; ours send the field `kuwa` as well and read
-a lease. The chat routes of the same wire are in `form_chat`.
+a lease. The chat routes of the same wire are in `dialects/v1`.
 """
 
 from __future__ import annotations

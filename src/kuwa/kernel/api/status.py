@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kuwa import __version__
-from kuwa.kernel.api.openai import key_of, principal
 from kuwa.kernel.dispatcher import Dispatcher
+from kuwa.kernel.identity import principal
 from kuwa.kernel.metrics import Exposition
 from kuwa.kernel.registry import Registry
 from kuwa.wire.errors import Draining, InvalidRequest, NotFound
@@ -84,7 +84,7 @@ class StatusApi:
         token = request.headers.get("authorization", "").encode()
         host = request.client.host if request.client is not None else ""
         user = _named_user(await request.body())
-        if not self._cancel(request_id, key_of(token) or principal(user, host)):
+        if not self._cancel(request_id, principal(token, user, host).id):
             raise NotFound(f"No request {request_id[:100]!r} of yours is queued or running; it may have ended.")
         return _json({"id": request_id, "object": "request", "cancelled": True})
 

@@ -1,0 +1,79 @@
+"""Who sends a request: the principal that shares, limits and cancels count by. Pure.
+
+A credential is read by the scheme of the client's dialect. Before there are keys, a bearer token names a principal
+without being checked; a request without one counts for the user it names, else for the address it comes from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+
+import msgspec
+
+from kuwa.http.exchange import Head, header_lines
+from kuwa.wire.names import echoable_request_id
+
+FORWARDED = (b"traceparent", b"tracestate", b"x-request-id", b"accept-language", b"x-kuwa-provider-key")
+PRINCIPAL_BYTES = 16
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """`id` is unique among all principals and never shown. `weight` is its share of a queue beside others."""
+
+    id: str
+    weight: float = 1.0
+
+
+def principal(credential: bytes, user: str | None, host: str) -> Principal:
+    """The principal of a request that brings `credential` (empty: none), names `user`, and comes from `host`."""
+    return of_credential(credential) or of_user(user) or of_peer(host)
+
+
+def of_credential(credential: bytes) -> Principal | None:
+    if not credential:
+        return None
+    return Principal("key " + hashlib.blake2b(credential, digest_size=PRINCIPAL_BYTES).hexdigest())
+
+
+def of_user(user: str | None) -> Principal | None:
+    return Principal(f"user {user}") if user else None
+
+
+@lru_cache(maxsize=4096)
+def of_peer(host: str) -> Principal:
+    return Principal(f"peer {host}")
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """What the kernel needs of a request's head, read once for all requests with this head.
+
+    `principal` is that of the credential, None without one. `forwarded` are the header lines that travel on to the
+    replica, `echoed` the client's own request id (empty without one). `progress`: the client asked for comments that
+    say how long it will have to wait.
+    """
+
+    principal: Principal | None
+    forwarded: bytes
+    echoed: bytes
+    progress: bool
+
+    @classmethod
+    def of(cls, head: Head, credential: bytes) -> Caller:
+        """Read `head`, whose dialect found `credential` in it."""
+        theirs = head.get(b"x-request-id") or b""
+        return cls(
+            principal=of_credential(credential),
+            forwarded=header_lines([(name, value) for name in FORWARDED if (value := head.get(name)) is not None]),
+            echoed=(echoable_request_id(theirs.decode("latin-1")) or "").encode(),
+            progress=head.get(b"x-kuwa-progress") == b"1",
+        )
+
+    def reply(self, own: bytes) -> bytes:
+        """The headers of every answer: the kernel's request id, and the client's own echoed (or the kernel's again)."""
+        return b"x-kuwa-request-id: %b\r\nx-request-id: %b\r\n" % (own, self.echoed or own)
+
+
+def bearer(head: Head) -> bytes:
+    """The credential of dialects that send `Authorization`, scheme included."""
+    return head.get(b"authorization") or b""

@@ -1,0 +1,40 @@
+"""How replicas are spoken to: a canonical request goes out in the replica's wire, its answer comes as OpenAI events.
+
+A wire knows nothing of client dialects (`kernel/dialects`), which render those events.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from kuwa.kernel.call import Call
+from kuwa.kernel.registry import Replica
+from kuwa.kernel.relay import Reader
+from kuwa.kernel.wires.openai import OpenAIWire
+from kuwa.kernel.wires.v1 import V1Wire
+
+Outgoing = tuple[str, bytes, bytes]
+"""A request as a replica gets it: the URL, its content type, and the body."""
+
+
+class ReplicaWire(Protocol):
+    """One protocol of replicas."""
+
+    def request(self, call: Call, replica: Replica) -> Outgoing:
+        """Raises Unsupported for what the wire cannot carry."""
+        ...
+
+    def reader(self, call: Call) -> Reader | None:
+        """None where the replica's answers are OpenAI's as they are."""
+        ...
+
+    def abort_url(self, replica: Replica) -> str:
+        """Where a replica that computes on after its connection has closed is asked to stop; empty for others."""
+        ...
+
+
+_WIRES: dict[str, ReplicaWire] = {"openai": OpenAIWire(), "v1.0": V1Wire()}
+
+
+def wire_of(replica: Replica) -> ReplicaWire:
+    return _WIRES[replica.wire]

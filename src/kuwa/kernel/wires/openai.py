@@ -1,0 +1,100 @@
+"""The OpenAI wire: our own executors, and the servers that `--upstream` names. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from kuwa.kernel.call import Call
+from kuwa.kernel.registry import Replica
+from kuwa.wire import form as form_wire
+from kuwa.wire.errors import InvalidRequest
+
+JSON = b"application/json"
+SMALL_BYTES = 256 * 1024
+MAX_QUOTES = 200_000
+
+
+class OpenAIWire:
+    """The canonical body as it is, but for what a server that is not an executor would not understand."""
+
+    def request(self, call: Call, replica: Replica) -> tuple[str, bytes, bytes]:
+        body = call.body
+        if replica.model or (call.form is not None and replica.source == "upstream"):
+            body = body_for_upstream(body, replica.model)
+        return replica.base_url + call.route, JSON, body
+
+    def reader(self, call: Call) -> None:
+        del call
+
+    def abort_url(self, replica: Replica) -> str:
+        del replica
+        return ""
+
+
+def body_for_upstream(body: bytes, model: str) -> bytes:
+    """A body as a server that is no executor of ours gets it: its own model name, our extension `kuwa` taken out.
+
+    Of a v1.0 form's Modelfile, which an executor would apply, the system prompts and the parameters are applied here.
+    """
+    fields = fields_of(body)
+    if model:
+        fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    extension = fields.pop("kuwa", None)
+    if extension is not None:
+        _apply_modelfile(fields, _modelfile_of(extension))
+    return msgspec.json.encode(fields)
+
+
+def fields_of(body: bytes) -> dict[str, msgspec.Raw]:
+    """The members of a JSON object, undecoded, so that some of them can be replaced. Raises InvalidRequest."""
+    # Each name is a string. Millions of them take seconds, in which nothing else of the kernel would run.
+    if len(body) > SMALL_BYTES and body.count(b'"') - body.count(b'\\"') > MAX_QUOTES:
+        raise InvalidRequest(f"The request body holds more than {MAX_QUOTES // 2} strings; send fewer at once.")
+    return _decode_fields(body)
+
+
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class _Command(msgspec.Struct):
+    name: str = ""
+    args: str = ""
+
+
+class _Form(msgspec.Struct):
+    modelfile: str = "[]"
+
+
+class _Extension(msgspec.Struct):
+    form: _Form = msgspec.field(default_factory=_Form)
+
+
+def _modelfile_of(extension: msgspec.Raw) -> list[_Command]:
+    try:
+        form = msgspec.json.decode(extension, type=_Extension).form
+        return msgspec.json.decode(form.modelfile, type=list[_Command])
+    except msgspec.MsgspecError:
+        return []
+
+
+def _apply_modelfile(fields: dict[str, msgspec.Raw], modelfile: list[_Command]) -> None:
+    system = "\n".join(command.args for command in modelfile if command.name == "system")
+    if system:
+        messages = msgspec.json.decode(fields["messages"], type=list[msgspec.Raw])
+        first = msgspec.Raw(msgspec.json.encode({"role": "system", "content": system}))
+        fields["messages"] = msgspec.Raw(msgspec.json.encode([first, *messages]))
+    for command in modelfile:
+        key, _, value = command.args.partition(" ")
+        if command.name in ("parameter", "kuwaparam") and key.startswith(form_wire.PARAMETER_PREFIX) and value:
+            fields[key.removeprefix(form_wire.PARAMETER_PREFIX)] = msgspec.Raw(_json_value(value.strip()))
+
+
+def _json_value(text: str) -> bytes:
+    """The value of a Modelfile parameter: a number, true or false where it reads as one, else text."""
+    try:
+        value: Any = msgspec.json.decode(text)
+    except msgspec.MsgspecError:
+        value = text
+    return msgspec.json.encode(value if isinstance(value, bool | int | float) else text)
