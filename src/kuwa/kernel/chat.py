@@ -409,19 +409,14 @@ class Chat:
         else:
             tally.queue_wait.zeros += 1
         usage = relay.usage
-        if usage is None:
+        if usage is None or not tally.add_tokens(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens):
             self._leave_unpaid(call, tally)
-            return
-        tally.prompt_tokens += usage.prompt_tokens
-        tally.completion_tokens += usage.completion_tokens
-        if usage.prompt_tokens_details is not None:
-            tally.cached_tokens += usage.prompt_tokens_details.cached_tokens or 0
 
     def _account_failure(self, call: Call, label: str) -> None:
         relay = call.relay
         unknown = relay is None and label == ModelNotFound.code
         tally = self._metrics.of(UNKNOWN if unknown else call.access_code)
-        tally.outcomes[label] += 1
+        tally.failed(label)
         tally.request_time.observe(self._clock.time() - call.started_at)
         if relay is None:
             return
@@ -447,8 +442,7 @@ class Chat:
         for one in ended:
             tally = self._unpaid.pop(one.request_id, None)
             if tally is not None:
-                tally.prompt_tokens += one.prompt_tokens
-                tally.completion_tokens += one.completion_tokens
+                tally.add_tokens(one.prompt_tokens, one.completion_tokens)
 
     # ---- asked from elsewhere ------------------------------------------------------------------------------
 

@@ -33,6 +33,11 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
     prompt_tokens_details: PromptDetails | None = None
 
+    @property
+    def cached_tokens(self) -> int:
+        details = self.prompt_tokens_details
+        return (details.cached_tokens or 0) if details is not None else 0
+
 
 class Translator(Protocol):
     """Turns a response body, however split, into the client's. `finished`: the answer came to its own end."""

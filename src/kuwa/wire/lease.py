@@ -15,6 +15,8 @@ from kuwa.wire.errors import InvalidRequest
 
 LEASE_TTL_S = 6.0
 RENEW_S = 2.0
+MAX_TOKENS = 2**53
+"""Token counts beyond this are not true; up to it, a JSON or Prometheus number holds them exactly."""
 
 Capability = Literal["chat", "completions", "embeddings", "rerank", "images", "tools", "abort", "resume"]
 ExecutorState = Literal["starting", "ready", "draining"]
