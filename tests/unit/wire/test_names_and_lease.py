@@ -58,6 +58,20 @@ def test_a_registration_survives_the_way(registration: lease.Registration) -> No
         '{"executor_id":"a","incarnation":1,"access_codes":[],"dialects":{}}',
         '{"executor_id":"a","incarnation":1,"access_codes":["x"],"dialects":{},"concurrency":0}',
         "[" * 100_000,
+        *(
+            f'{{"executor_id":"a","access_codes":["x"],"dialects":{{}},"incarnation":1,{field}}}'
+            for field in (
+                f'"incarnation":{2**63}',
+                f'"incarnation":{8 * 10**700}',
+                '"incarnation":-4',
+                '"incarnation":true',
+                '"incarnation":1.5',
+                f'"concurrency":{2**30}',
+                f'"context_length":{10**400}',
+                '"load":{"running":-1}',
+                f'"load":{{"waiting":{10**99}}}',
+            )
+        ),
     ],
 )
 def test_a_malformed_registration_is_refused(text: str) -> None:
