@@ -30,7 +30,7 @@ from kuwa.executor.server import ExecutorServer
 from kuwa.http.guard import HostGuard
 from kuwa.http.server import CannotListen, Server
 from kuwa.http.server import run as run_loop
-from kuwa.wire.errors import InvalidRequest
+from kuwa.wire.errors import Draining, InvalidRequest
 from kuwa.wire.lease import Dialects, ExecutorState, Load, Registration
 from kuwa.wire.names import check_access_code, is_loopback
 
@@ -142,7 +142,7 @@ class _Life:
         http = Server(
             hot=self.server.hot(),
             app=self.server.app(),
-            guard=HostGuard([*settings.allowed_hosts, host]),
+            guard=HostGuard([*settings.allowed_hosts, host], changing=[self.server.abort_path]),
         )
         try:
             port = await http.listen(bind, settings.port or 0, tls=_tls(settings))
@@ -278,7 +278,7 @@ class _Life:
             if not self.refusal.done():
                 await self._tell_kernel()
             ended = await self._drained()
-            for job in self.server.cancel_all():
+            for job in self.server.cancel_all(Draining("This executor was shut down before the answer was complete.")):
                 await job.ended()
             await http.drain(1.0)
             await self.executor.shutdown()

@@ -424,7 +424,13 @@ class ServerConnection(asyncio.Protocol):
             tuple(field for field in fields if field[0] != b"content-length"),
             self._parser.should_keep_alive(),
         )
-        refusal = self.server.guard.check(hosts[0] if hosts else b"localhost", head.get(b"origin"))
+        refusal = self.server.guard.check(
+            hosts[0] if hosts else b"localhost",
+            head.get(b"origin"),
+            head.get(b"sec-fetch-site"),
+            head.method,
+            head.path,
+        )
         head.handler = self.server.handler(head.method, head.path) if refusal is None else _refuses(refusal)
         return head
 
