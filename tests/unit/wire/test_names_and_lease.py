@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +28,16 @@ def test_request_ids_never_repeat() -> None:
     ids = names.RequestIds()
     drawn = {ids.draw() for _ in range(1000)}
     assert len(drawn) == 1000
-    assert all(one.startswith("req_") for one in drawn)
+    assert all(re.fullmatch("req_[0-9a-f]{24}", one) for one in drawn)
+
+
+def test_a_request_id_says_nothing_of_the_next_one() -> None:
+    """Two ids drawn in a row differ in half of their bits, as any two random numbers do."""
+    ids = names.RequestIds()
+    drawn = [int(ids.draw().removeprefix("req_"), 16) for _ in range(2000)]
+    differing = [(one ^ another).bit_count() for one, another in itertools.pairwise(drawn)]
+    assert 47 < sum(differing) / len(differing) < 49
+    assert min(differing) > 16
 
 
 @pytest.mark.parametrize("value", ["", "x" * 129, "a\r\nb", "é"])
