@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 import sys
 import time
@@ -177,3 +178,40 @@ def test_what_a_cut_request_cost_is_counted_once_although_its_client_never_heard
     assert 0 < cut < len(LONG)
     assert chat(front.url, "debug", "three short words").json()["usage"]["completion_tokens"] == told
     until(lambda: completion_tokens() == before + cut + told, "and the whole answer was counted by its own usage")
+
+
+@pytest.mark.parametrize("through", ["kernel", "executor"])
+def test_an_abort_at_the_executor_ends_a_stream_with_an_error(front: Kernel, through: str) -> None:
+    """The text so far, with an ordinary end, would look like the whole answer."""
+    (origin,) = front.origins("debug")
+    with stream_chat(front.url if through == "kernel" else origin, "debug", LONG) as stream:
+        stream.first_text()
+        assert fetch(origin + "/chat/abort").json()["msg"] == "Aborted"
+        events = list(stream.events())
+    assert events[-1]["error"]["code"] == "request_cancelled"
+    assert not any(choice["finish_reason"] for event in events[:-1] for choice in event["choices"])
+
+
+def test_an_abort_at_the_executor_ends_a_whole_answer_with_an_error(front: Kernel) -> None:
+    (origin,) = front.origins("debug")
+    with open_chat(front.url, "debug", LONG) as answer:
+        until(lambda: front.running("debug") == 1, "it held a slot")
+        until(lambda: fetch(origin + "/chat/abort").json()["msg"] == "Aborted", "it was computed and aborted")
+        assert answer.status == 400
+        assert b"request_cancelled" in answer.read()
+
+
+def test_a_stream_that_its_executor_cuts_while_it_leaves_is_resumed_by_another_one(stage: Stage) -> None:
+    kernel = stage.kernel()
+    executors = [stage.executor("debug", "--delay", "0.02", "--concurrency", "1", kernel=kernel) for _ in range(2)]
+    until(lambda: kernel.ready("debug", replicas=2), "both were ready")
+    said = " ".join(f"w{index}" for index in range(80))
+    with stream_chat(kernel.url, "debug", said) as stream:
+        text = stream.first_text()
+        (busy,) = [one for one in kernel.replicas("debug") if one["running"]]
+        (leaving,) = [one for one in executors if one.url in busy["endpoint"]]
+        leaving.process.send(signal.SIGTERM)
+        until(lambda: "leaving: 1 requests" in leaving.process.log, "it was leaving")
+        leaving.process.send(signal.SIGINT)
+        assert text + stream.text() == said
+    assert leaving.process.wait(30) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import sys
 import threading
@@ -11,13 +12,21 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+import psutil
 import pytest
 import trustme
 
 from calls import chat, chat_text, fetch, old_form, post_form
+from kuwa.wire.names import is_loopback
 from processes import Kernel, Process, Stage, until
 
 REFUSED_BY_KERNEL = 5
+OWN_ADDRESSES = [
+    one.address
+    for addresses in psutil.net_if_addrs().values()
+    for one in addresses
+    if one.family == socket.AF_INET and not is_loopback(one.address)
+]
 
 
 def start(stage: Stage, *flags: str) -> Process:
@@ -144,6 +153,34 @@ def test_host_is_what_is_registered(stage: Stage, kernel: Kernel) -> None:
     executor = stage.executor("debug", "--delay", "0", "--host", "localhost", kernel=kernel)
     assert kernel.origins("debug") == [f"http://localhost:{executor.port}"]
     assert chat_text(kernel.url, "debug", "hi") == "hi"
+
+
+def listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def test_with_a_host_that_leads_elsewhere_it_listens_on_its_way_to_the_kernel_alone(stage: Stage) -> None:
+    port = stage.port()
+    process = start(stage, "--host", "proxy.example", "--port", str(port), "--ignore_kernel")
+    process.wait_for(lambda: f"listening on 127.0.0.1 port {port}" in process.log, "it said where it listens")
+    assert listens("127.0.0.1", port)
+    assert not listens("127.0.0.2", port)
+
+
+@pytest.mark.skipif(not OWN_ADDRESSES, reason="this machine has loopback addresses alone")
+def test_with_an_address_of_this_machine_it_listens_there_alone(stage: Stage) -> None:
+    own = OWN_ADDRESSES[0]
+    kernel = stage.kernel()
+    port = stage.port()
+    process = start(stage, "--host", own, "--port", str(port), "--kernel_url", kernel.url)
+    process.wait_for(lambda: kernel.ready("debug"), "it was ready")
+    assert f"listening on {own} port {port}: every program that reaches this address" in process.log
+    assert chat_text(kernel.url, "debug", "hi") == "hi"
+    assert not listens("127.0.0.1", port)
 
 
 def test_what_is_registered_is_made_of_https_host_port_and_executor_path(stage: Stage) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from calls import Answer, chat, chat_text, fetch, post_form
+from calls import Answer, chat, chat_text, fetch, post_form, stream_chat
 from processes import REPOSITORY, Executor, Kernel, Stage, until
 from routes import example_path, table
 
@@ -60,6 +60,23 @@ class TestHostAndOrigin:
         for method in ("GET", "POST"):
             assert ask(lone_executor.url + path, method, host="evil.test").status == 403
             assert ask(lone_executor.url + path, method, origin="http://evil.test").status == 403
+
+    @pytest.mark.parametrize(("method", "path"), [row for row in table() if row[0] in {"POST", "PUT", "DELETE"}])
+    @pytest.mark.parametrize("site", ["cross-site", "same-site"])
+    def test_another_site_changes_nothing(self, shared_kernel: Kernel, method: str, path: str, site: str) -> None:
+        answer = ask(shared_kernel.url + example_path(path), method, **{"sec-fetch-site": site})
+        assert (answer.status, answer.error["code"]) == (403, "forbidden_origin")
+
+    @pytest.mark.parametrize("path", ["/chat/abort", "/chat/%61bort", "/chat/abort?x=1"])
+    def test_no_image_of_a_page_aborts_what_an_executor_computes(self, stage: Stage, path: str) -> None:
+        executor = stage.executor("debug", "--delay", "0.05", kernel=None)
+        with stream_chat(executor.url, "debug", "one two three four five six seven eight") as stream:
+            stream.first_text()
+            for site in ("cross-site", "same-site"):
+                for method in ("GET", "HEAD"):
+                    assert ask(executor.url + path, method, **{"sec-fetch-site": site}).status == 403
+            assert "eight" in stream.text()
+        assert ask(executor.url + path, "GET", **{"sec-fetch-site": "none"}).json() == {"msg": "No process to abort"}
 
     def test_what_is_local_is_welcome(self, shared_kernel: Kernel) -> None:
         for host in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from calls import chat, chat_text
+from calls import chat, chat_text, stream_chat
 from processes import REPOSITORY, Process, Stage, until
 
 FAKE_SERVER = REPOSITORY / "tests" / "fakes" / "openai_server.py"
@@ -53,3 +53,21 @@ def test_one_that_dies_is_left_alone_until_it_is_back(stage: Stage) -> None:
     start_far(stage, port)
     until(lambda: kernel.ready("far"), "a poll found it again")
     assert chat_text(kernel.url, "far", "hi") == "hi"
+
+
+def test_what_it_makes_up_cannot_spoil_the_metrics(stage: Stage) -> None:
+    port = stage.port()
+    start_far(stage, port)
+    kernel = stage.kernel("--upstream", f"far=http://127.0.0.1:{port}/v1#fake-1")
+    until(lambda: kernel.ready("far"), "it was ready")
+    for number in range(5):
+        assert chat(kernel.url, "far", "x", fake={"status": 404, "code": f"made_up_{number}"}).status == 404
+    assert kernel.metric("kuwa_requests_total", access_code="far", outcome="other") == 5
+    assert "made_up" not in kernel.get("/metrics").text
+    for count in (-5000, 2**53 + 1, 10**600):
+        usage = {"prompt_tokens": count, "completion_tokens": 2, "total_tokens": 2}
+        with stream_chat(kernel.url, "far", "hi", fake={"usage": False, "extra": {"usage": usage}}) as stream:
+            assert b"[DONE]" in stream.read()
+    assert kernel.metric("kuwa_requests_total", access_code="far", outcome="ok") == 3
+    for kind in ("prompt", "completion"):
+        assert kernel.metric("kuwa_tokens_total", access_code="far", kind=kind) == 0

@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from kuwa.wire.lease import MAX_TOKENS
+
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, float("inf"))
 _CHARACTERS = (10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000, float("inf"))
 _SPEED = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, float("inf"))
@@ -62,8 +64,9 @@ class Figures(Collector):
         self._length.observe(characters)
         if seconds > 0:
             self._speed.observe(characters / seconds)
-        self._prompt += prompt_tokens
-        self._generated += completion_tokens
+        if 0 <= prompt_tokens <= MAX_TOKENS and 0 <= completion_tokens <= MAX_TOKENS:
+            self._prompt += prompt_tokens
+            self._generated += completion_tokens
         self._success += 1
 
     def failed(self) -> None:

@@ -7,23 +7,21 @@ kernel is told `starting`), serve, and on a signal say so, let requests end, unr
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import inspect
 import logging
 import os
 import signal
-import socket
 import ssl
 import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from types import FrameType
-from urllib.parse import urlsplit
 
 from kuwa import __version__
+from kuwa.executor.address import Address, Way, bind_address, executor_id, local_addresses, way_to
 from kuwa.executor.arguments import Settings, UsageError
 from kuwa.executor.base import LLMExecutor, NotBuiltYet, SetupFailed
 from kuwa.executor.lease import LeaseLoop
@@ -32,7 +30,7 @@ from kuwa.executor.server import ExecutorServer
 from kuwa.http.guard import HostGuard
 from kuwa.http.server import CannotListen, Server
 from kuwa.http.server import run as run_loop
-from kuwa.wire.errors import OPENAI, InvalidRequest
+from kuwa.wire.errors import OPENAI, Draining, InvalidRequest
 from kuwa.wire.lease import Dialects, ExecutorState, Load, Registration
 from kuwa.wire.names import check_access_code, is_loopback
 
@@ -82,20 +80,6 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Under which name others reach the executor."""
-
-    host: str
-    port: int
-    scheme: str
-
-    @property
-    def origin(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
 
 
 class _Life:
@@ -152,13 +136,14 @@ class _Life:
 
     async def _listen(self) -> Server:
         settings = self.settings
-        host = settings.host or ("127.0.0.1" if settings.ignore_kernel else _own_address(settings.kernel_url))
-        bind = bind_address(host)
+        way = Way if settings.ignore_kernel else partial(_way, settings.kernel_url)
+        host = settings.host or way().own
+        bind = bind_address(host, local_addresses(host), way)
         http = Server(
             hot=self.server.hot(),
             app=self.server.app(),
             errors=OPENAI,
-            guard=HostGuard([*settings.allowed_hosts, host]),
+            guard=HostGuard([*settings.allowed_hosts, host], changing=[self.server.abort_path]),
         )
         try:
             port = await http.listen(bind, settings.port or 0, tls=_tls(settings))
@@ -166,6 +151,14 @@ class _Life:
             raise Leave(Exit.USAGE, str(error)) from error
         scheme = "https" if settings.https or settings.tls_cert else "http"
         self.address = Address(host, port, scheme)
+        if not is_loopback(bind):
+            log.warning(
+                "listening on %s port %d: every program that reaches this address may use the model past the kernel",
+                bind,
+                port,
+            )
+        elif not is_loopback(host):
+            log.info("listening on %s port %d alone; %s must lead there", bind, port, host)
         return http
 
     # ---- setup ---------------------------------------------------------------------------------------------
@@ -286,7 +279,7 @@ class _Life:
             if not self.refusal.done():
                 await self._tell_kernel()
             ended = await self._drained()
-            for job in self.server.cancel_all():
+            for job in self.server.cancel_all(Draining("This executor was shut down before the answer was complete.")):
                 await job.ended()
             await http.drain(1.0)
             await self.executor.shutdown()
@@ -383,27 +376,15 @@ def why_not(error: Exception) -> Leave:
             return Leave(Exit.SETUP_FAILED, f"setup failed: {type(error).__name__}: {error} ({hint})")
 
 
-def _own_address(kernel_url: str) -> str:
-    """This machine's address on the way to the kernel. Sends nothing: connecting a datagram socket only routes."""
-    parts = urlsplit(kernel_url)
-    host, port = parts.hostname or "127.0.0.1", parts.port or 80
+def _way(kernel_url: str) -> Way:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.connect(address)
-            return str(probe.getsockname()[0])
+        return way_to(kernel_url)
     except OSError as error:
         raise Leave(
             Exit.USAGE,
-            f"cannot find the way to the kernel at {kernel_url} ({error}); check --kernel_url or give --host",
+            f"cannot find the way to the kernel at {kernel_url} ({error}); check --kernel_url, or give --host an "
+            "address of this machine",
         ) from error
-
-
-def bind_address(host: str) -> str:
-    """Loopback is served on loopback alone; every other name on all addresses."""
-    if not is_loopback(host):
-        return "::" if ":" in host else "0.0.0.0"  # noqa: S104 - asked for by --host or by the kernel's place
-    return host if host[0].isdigit() or ":" in host else "127.0.0.1"
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:
@@ -415,8 +396,3 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     except (ssl.SSLError, OSError) as error:
         raise Leave(Exit.USAGE, f"--tls_cert and --tls_key do not fit: {error}") from error
     return context
-
-
-def executor_id(origin: str) -> str:
-    """The same after a restart on the same port, so that a restarted executor takes the place of the old one."""
-    return "exe_" + hashlib.sha256(f"{socket.gethostname()} {origin}".encode()).hexdigest()[:16]

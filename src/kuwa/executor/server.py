@@ -39,6 +39,7 @@ from kuwa.wire.errors import (
     NoReplica,
     NotFound,
     QueueFull,
+    RequestCancelled,
 )
 from kuwa.wire.lease import EndedRequest
 from kuwa.wire.names import RequestIds, echoable_request_id
@@ -118,10 +119,11 @@ class ExecutorServer:
             return False
         return True
 
-    def cancel_all(self) -> list[Job]:
+    def cancel_all(self, why: KuwaError) -> list[Job]:
+        """End what runs; `why` is what its clients are told."""
         jobs = list(self._jobs)
         for job in jobs:
-            job.cancel()
+            job.cancel(why)
         return jobs
 
     # ---- routes --------------------------------------------------------------------------------------------
@@ -135,6 +137,11 @@ class ExecutorServer:
             "/v1/rerank": self._rerank,
             self.settings.executor_path: self._form,
         }
+
+    @property
+    def abort_path(self) -> str:
+        """The v1.0 wire's abort, a GET that ends what runs."""
+        return self.settings.executor_path + "/abort"
 
     def app(self) -> Starlette:
         """All other routes."""
@@ -164,7 +171,7 @@ class ExecutorServer:
                 Route("/v1/models/{model:path}", self._model),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
-                Route(self.settings.executor_path + "/abort", self._abort),
+                Route(self.abort_path, self._abort),
             ],
             exception_handlers={404: not_found, 405: not_allowed, KuwaError: kuwa_error},
         )
@@ -285,7 +292,7 @@ class ExecutorServer:
     async def _abort(self, request: HttpRequest) -> Response:
         """The v1.0 abort names no request: whatever runs is ended."""
         del request
-        jobs = self.cancel_all()
+        jobs = self.cancel_all(RequestCancelled("The request was aborted at the executor."))
         if not jobs:
             return _json({"msg": "No process to abort"})
         said = [await job.ended() for job in jobs]
@@ -303,6 +310,7 @@ class Job:
         self.request: Request | None = None
         self.opening = b""
         self._old = old
+        self._why: KuwaError = RequestCancelled("The request was cancelled.")
         self._answer: Answer | None = None
         self._task: asyncio.Task[None] | None = None
         self._abort: asyncio.Task[Any] | None = None
@@ -326,11 +334,12 @@ class Job:
             close()
         self.server.job_ended(self)
 
-    def cancel(self) -> None:
-        """The client went away, or somebody asked for an end: stop computing."""
+    def cancel(self, why: KuwaError | None = None) -> None:
+        """The client went away, or somebody asked for an end (`why`): stop computing."""
         if self.cancelled or self._task is None:
             return
         self.cancelled = True
+        self._why = why or self._why
         if self._computing:
             self.server.slots.cancelling += 1
             if self.request is not None:
@@ -518,15 +527,17 @@ class Job:
         return b"x-request-id: %b\r\nx-kuwa-request-id: %b\r\n" % (echoed.encode() if echoed else own, own)
 
     def _end_cancelled(self) -> None:
-        """Cancelled: where the client is still there (a v1.0 abort), its answer ends with what it has."""
+        """Cancelled, and the client is still there: it is told, for what it has looks like a whole answer.
+
+        The v1.0 wire has no words for that; there the answer ends with what it has.
+        """
         if self.exchange.gone or self.exchange.ended:
             return
         answer, request = self._answer, self.request
-        if answer is None or request is None:
+        if not self._old:
+            self.fail(self._why)
+        elif answer is None or request is None:
             self.fail(NoReplica("The request was aborted while it waited to be computed."))
-        elif isinstance(answer, Whole):
-            self._told = True
-            self.exchange.respond(200, answer.finish(), self._headers(request))
         else:
             self._finish_stream(answer, request)
 

@@ -427,7 +427,13 @@ class ServerConnection(asyncio.Protocol):
             self._parser.should_keep_alive(),
         )
         head.errors = self.server.errors(head.path)
-        refusal = self.server.guard.check(hosts[0] if hosts else b"localhost", head.get(b"origin"))
+        refusal = self.server.guard.check(
+            hosts[0] if hosts else b"localhost",
+            head.get(b"origin"),
+            head.get(b"sec-fetch-site"),
+            head.method,
+            head.path,
+        )
         head.handler = self.server.handler(head.method, head.path) if refusal is None else _refuses(refusal)
         return head
 

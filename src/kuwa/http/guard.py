@@ -1,7 +1,10 @@
-"""Which Host and Origin headers a server answers to. Pure; asked by the connection for every request.
+"""Which requests a server takes at all, by what their heads say of where they come from. Pure; the connection asks for
+every head that it has not read before.
 
-A page in somebody's browser can make it send requests to loopback; what gives such a request away is the name it
-was sent to (DNS rebinding) or the Origin it came from. Both must be loopback names or names allowed by option.
+A page in somebody's browser can make it send requests to loopback; what gives such a request away is the name it was
+sent to (DNS rebinding), the Origin it came from, or Sec-Fetch-Site. Host and Origin must be loopback names or names
+allowed by option. A request that changes something and carries no Origin, such as an image's, must not come from
+another site; what is no browser says nothing of its site.
 """
 
 from __future__ import annotations
@@ -12,15 +15,24 @@ from urllib.parse import urlsplit
 from kuwa.wire.errors import ForbiddenHost, ForbiddenOrigin, KuwaError
 from kuwa.wire.names import is_loopback
 
+SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
+OWN_SITES = frozenset((b"same-origin", b"none"))
+
 
 class HostGuard:
-    """Checks Host and Origin against the loopback names and `allowed_hosts` (names without port, any case)."""
+    """Checks Host and Origin against the loopback names and `allowed_hosts` (names without port, any case).
 
-    def __init__(self, allowed_hosts: Iterable[str] = ()) -> None:
+    `changing`: the paths at which even a GET changes something.
+    """
+
+    def __init__(self, allowed_hosts: Iterable[str] = (), *, changing: Iterable[str] = ()) -> None:
         self._allowed = frozenset(host.strip("[]").rstrip(".").lower() for host in allowed_hosts)
+        self._changing = frozenset(changing)
 
-    def check(self, host: bytes, origin: bytes | None) -> KuwaError | None:
-        """The refusal of a request with these headers, or None when it is welcome."""
+    def check(
+        self, host: bytes, origin: bytes | None, site: bytes | None = None, method: str = "GET", path: str = "/"
+    ) -> KuwaError | None:
+        """The refusal of a request with these headers (`site`: Sec-Fetch-Site), or None when it is welcome."""
         name = _hostname(host)
         if name is None or not self._welcome(name):
             return ForbiddenHost(
@@ -34,6 +46,10 @@ class HostGuard:
                     f"Pages from the origin {_shown(origin)} may not call this server. "
                     "Start it with --allowed_host for that name to allow them."
                 )
+        elif site is not None and site not in OWN_SITES and (method not in SAFE_METHODS or path in self._changing):
+            return ForbiddenOrigin(
+                f"A page of another site may not send {method} {path[:100]!a} to this server: it changes something."
+            )
         return None
 
     def _welcome(self, name: str) -> bool:

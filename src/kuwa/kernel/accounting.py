@@ -44,8 +44,8 @@ class Ledger:
     def settle(self, outcome: Outcome) -> None:
         """Write one request's record; called once for each."""
         tally = self._metrics.of(outcome.access_code if outcome.served else UNKNOWN)
-        tally.outcomes[outcome.label] += 1
         ok = outcome.label == "ok"
+        tally.count(outcome.label)
         if ok and outcome.whole:
             tally.whole_time.observe(outcome.first_s)
         else:
@@ -64,13 +64,12 @@ class Ledger:
             ended = {"ok": "resumed", "cancelled": "cancelled"}
             self._metrics.resumes[ended.get(outcome.label, "failed")] += 1
         usage = outcome.usage
-        if not ok or usage is None:
+        if (
+            not ok
+            or usage is None
+            or not tally.add_tokens(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+        ):
             self._await_usage(outcome.request_id, tally)
-            return
-        tally.prompt_tokens += usage.prompt_tokens
-        tally.completion_tokens += usage.completion_tokens
-        if usage.prompt_tokens_details is not None:
-            tally.cached_tokens += usage.prompt_tokens_details.cached_tokens or 0
 
     def not_resumable(self) -> None:
         """A stream lost its replica and cannot be resumed."""
@@ -86,5 +85,4 @@ class Ledger:
         for one in ended:
             tally = self._pending_usage.pop(one.request_id, None)
             if tally is not None:
-                tally.prompt_tokens += one.prompt_tokens
-                tally.completion_tokens += one.completion_tokens
+                tally.add_tokens(one.prompt_tokens, one.completion_tokens)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.registry import STATES, UNLIMITED, Registry
+from kuwa.wire.errors import CODES
+from kuwa.wire.lease import MAX_TOKENS
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -37,6 +39,8 @@ LATENCY_BUCKETS_S = (
     600.0,
 )
 MAX_TALLIES = 1000
+OTHER = "other"
+OUTCOMES = CODES | {"ok", "cancelled"}
 UNKNOWN = ""
 OTHERS = "(others)"
 
@@ -73,7 +77,7 @@ class Histogram:
 
 
 class Tally:
-    """The counts of one access code. `outcomes` is keyed by `ok`, `cancelled` or the code of a KuwaError.
+    """The counts of one access code. `outcomes` is keyed by one of `OUTCOMES`, or by `OTHER`.
 
     An answer in one piece has its first content at its end: `whole_time` is both its request time and its time to
     the first token, and neither of the other two has it.
@@ -101,6 +105,19 @@ class Tally:
         self.cached_tokens = 0
         self.completion_tokens = 0
         self.retries = 0
+
+    def count(self, outcome: str) -> None:
+        """Count a request that has ended. A replica's own error codes share one label: it could make up many."""
+        self.outcomes[outcome if outcome in OUTCOMES else OTHER] += 1
+
+    def add_tokens(self, prompt: int, completion: int, cached: int = 0) -> bool:
+        """Count the tokens of a request as its executor reports them. Whether they can be true; if not, none count."""
+        if not all(0 <= count <= MAX_TOKENS for count in (prompt, completion, cached)):
+            return False
+        self.prompt_tokens += prompt
+        self.completion_tokens += completion
+        self.cached_tokens += cached
+        return True
 
 
 class Metrics:

@@ -20,6 +20,11 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
     prompt_tokens_details: PromptDetails | None = None
 
+    @property
+    def cached_tokens(self) -> int:
+        details = self.prompt_tokens_details
+        return (details.cached_tokens or 0) if details is not None else 0
+
 
 def error_from_answer(status: int, body: bytes, who: str, retry_after: bytes = b"") -> tuple[KuwaError, bool]:
     """What an answer other than 200 means: the error for the client, and whether another replica may do better."""

@@ -16,6 +16,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from kuwa.kernel.breaker import Breaker
+from kuwa.kernel.trust import same_peer
 from kuwa.wire.errors import InvalidRequest
 from kuwa.wire.lease import LEASE_TTL_S, Lease, Load, Registration
 
@@ -126,10 +127,11 @@ class Registry:
     def register(self, registration: Registration, now: float, registered_from: str = "") -> Lease:
         """Take in or renew an executor that holds a lease. Repeating it changes nothing but the renewal time.
 
-        Raises InvalidRequest where a newer process has taken this executor's id or its address.
+        `registered_from` is the address of the peer. Raises InvalidRequest where a newer process has taken this
+        executor's id or its address, or where the executor that has them lives at another peer.
         """
         known = self._executors.get(registration.executor_id)
-        self._refuse_older(registration, known)
+        self._refuse_taken(registration, known, registered_from)
         if known is not None and known.incarnation == registration.incarnation and known.source == "lease":
             replica = known
         else:
@@ -144,11 +146,24 @@ class Registry:
             self._enter(replica, registration.state, now)
         return Lease(lease_id=replica.id)
 
-    def _refuse_older(self, registration: Registration, known: Replica | None) -> None:
-        """An older process of the same id, or one whose address a newer process listens on, is not let back in."""
+    def _refuse_taken(self, registration: Registration, known: Replica | None, peer: str) -> None:
+        """Only a newer process at the same peer takes the place of an executor that lives, by its id or its address.
+
+        Ids can be read by everybody; and the clocks of two machines are not to be compared.
+        """
         address = registration.dialects.openai or registration.dialects.v1_0
         for other in (known, self._by_address.get(address)):
-            if other is not None and other.source == "lease" and registration.incarnation < other.incarnation:
+            if other is None or other.source != "lease":
+                continue
+            if not same_peer(peer, other.registered_from):
+                if other.alive:
+                    raise InvalidRequest(
+                        f"Executor {other.executor_id!r} at {other.address} was registered from "
+                        f"{other.registered_from} and lives; a registration from {peer} cannot take its place. Stop "
+                        "that one first, or give this one a host and a port of its own.",
+                        param="kuwa",
+                    )
+            elif registration.incarnation < other.incarnation:
                 raise InvalidRequest(
                     f"A newer process of executor {other.executor_id!r} at {other.address} has taken this place; "
                     "stop this older one, or give it an id and a port of its own.",

@@ -18,6 +18,7 @@ from kuwa.wire.names import check_access_code, is_loopback
 MAX_URL = 2000
 MAX_EXECUTOR_ID = 200
 MAX_ACCESS_CODES = 100
+MAX_CLOCK_AHEAD_S = 24 * 3600
 
 
 class EndpointRule:
@@ -53,11 +54,22 @@ class EndpointRule:
         return is_loopback(peer) and (is_loopback(host) or any(host == _canonical(name) for name in self._own()))
 
 
-def check_registration(registration: Registration, rule: EndpointRule, peer: str) -> None:
-    """Raise InvalidRequest or ForbiddenEndpoint for a registration that the registry must not see."""
+def check_registration(registration: Registration, rule: EndpointRule, peer: str, wall_s: float) -> None:
+    """Raise InvalidRequest or ForbiddenEndpoint for a registration that the registry must not see.
+
+    `wall_s`: the time of day in seconds since the epoch.
+    """
     executor_id = registration.executor_id
     if not (0 < len(executor_id) <= MAX_EXECUTOR_ID and executor_id.isprintable()):
         raise InvalidRequest(f"An executor_id is 1 to {MAX_EXECUTOR_ID} printable characters.", param="kuwa")
+    ahead_s = registration.incarnation / 1e9 - wall_s
+    if ahead_s > MAX_CLOCK_AHEAD_S:
+        # No later process could ever take its place.
+        raise InvalidRequest(
+            f"The incarnation of executor {executor_id!r} is {ahead_s / 3600:.0f} hours in the future of this kernel's "
+            "clock; set the clocks of both machines.",
+            param="kuwa",
+        )
     if len(registration.access_codes) > MAX_ACCESS_CODES:
         raise InvalidRequest(f"An executor has at most {MAX_ACCESS_CODES} access codes.", param="kuwa")
     for code in registration.access_codes:
@@ -67,6 +79,12 @@ def check_registration(registration: Registration, rule: EndpointRule, peer: str
         raise InvalidRequest("The registration names no address in 'dialects'.", param="kuwa")
     for url in addresses:
         rule.check(url, peer)
+
+
+def same_peer(one: str, other: str) -> bool:
+    """Whether two peer addresses are the same host's, whatever their spelling; loopback has several."""
+    one, other = _canonical(one), _canonical(other)
+    return one == other or (is_loopback(one) and is_loopback(other))
 
 
 def may_listen(host: str, *, insecure_no_auth: bool) -> bool:

@@ -9,7 +9,16 @@ from kuwa.kernel.refusals import PassedOn, error_from_answer
 from kuwa.kernel.registry import Replica
 from kuwa.kernel.relay import Relay
 from kuwa.kernel.resume import StreamDiffers
-from kuwa.wire.errors import Draining, EngineLost, KuwaError, NoReplica, QueueFull, ResumeMismatch, UpstreamLost
+from kuwa.wire.errors import (
+    Draining,
+    EngineLost,
+    KuwaError,
+    NoReplica,
+    QueueFull,
+    RequestCancelled,
+    ResumeMismatch,
+    UpstreamLost,
+)
 
 # What an executor says that is well and only has no room, or is the wrong one to ask: no failure of its own.
 _NO_FAULT = frozenset((Draining.code, NoReplica.code, QueueFull.code, ResumeMismatch.code, "rate_limit_exceeded"))
@@ -50,12 +59,13 @@ def judge(attempt: Relay, replica: Replica) -> Verdict:
     if isinstance(error, Unanswered):
         # Either the replica died of the request, or it closed the idle connection that the request was sent over.
         return Verdict(error, elsewhere=True, again=True, death=lost)
-    # An error that the executor itself put into its stream would come again, unless its engine died.
-    said = isinstance(error, PassedOn) and attempt.begun and not engine_died
+    # An error that the executor itself put into its stream would come again, unless its engine died or it is leaving.
+    leaving = error.code == Draining.code
+    said = isinstance(error, PassedOn) and attempt.begun and not engine_died and not leaving
     return Verdict(
         error,
         elsewhere=not said,
-        fault=True,
+        fault=not leaving and error.code != RequestCancelled.code,
         refused=isinstance(error.__cause__, ConnectionRefusedError),
         death=lost or engine_died,
     )

@@ -275,3 +275,11 @@ class UpstreamTimeout(KuwaError):
 
 class ClientGone(Exception):
     """The client closed its connection. Never answered: there is nobody to answer."""
+
+
+def _codes(kind: type[KuwaError]) -> frozenset[str]:
+    return frozenset((kind.code,)).union(*map(_codes, kind.__subclasses__()))
+
+
+CODES = _codes(KuwaError)
+"""Every code of an error of ours."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from binascii import a2b_qp
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import msgspec
@@ -13,6 +13,10 @@ from kuwa.wire.errors import InvalidRequest, RequestTooLarge
 MAX_FIELDS = 100
 MAX_FORM_BYTES = 1024 * 1024
 """The largest form of a route that carries no conversation."""
+
+MAX_HISTORY_IDS = 1000
+MAX_HISTORY_IDS_TEXT = 32 * MAX_HISTORY_IDS
+"""Beyond as many characters, a list of history ids is refused before it is read."""
 
 MAX_BRACES = 200_000
 """Beyond as many, a history is refused before it is read: each may be a turn."""
@@ -33,7 +37,8 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
 
 
 _decode_turns = msgspec.json.Decoder(list[Turn]).decode
-_decode_integers = msgspec.json.Decoder(list[int]).decode
+_HistoryId = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_decode_history_ids = msgspec.json.Decoder(Annotated[list[_HistoryId], msgspec.Meta(max_length=MAX_HISTORY_IDS)]).decode
 
 
 def parse_form(body: bytes, max_bytes: int = MAX_FORM_BYTES) -> dict[str, str]:
@@ -129,11 +134,15 @@ def encode_modelfile(system_prompts: list[str], parameters: dict[str, Any]) -> s
 
 
 def parse_history_ids(text: str) -> list[int]:
-    """The abort's `history_id`, such as `[12,-5]`: a JSON list of integers and nothing else (never evaluated)."""
+    """The abort's `history_id`, such as `[12,-5]`: a JSON list of at most 1,000 integers of 64 bits and nothing else
+    (never evaluated)."""
     try:
-        return _decode_integers(text)
+        if len(text) > MAX_HISTORY_IDS_TEXT:
+            raise msgspec.ValidationError(f"it has {len(text)} characters")
+        return _decode_history_ids(text)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise InvalidRequest(
-            f"The form field 'history_id' must be a JSON list of integers such as [12,-5]: {error}",
+            "The form field 'history_id' must be a JSON list of integers such as [12,-5], at most "
+            f"{MAX_HISTORY_IDS} in one request: {error}",
             param="history_id",
         ) from error

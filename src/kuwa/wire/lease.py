@@ -7,7 +7,7 @@ Every time is in seconds; nothing here is a wall-clock time but `started_at`, wh
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -15,7 +15,11 @@ from kuwa.wire.errors import InvalidRequest
 
 LEASE_TTL_S = 6.0
 RENEW_S = 2.0
+MAX_TOKENS = 2**53
+"""Token counts beyond this are not true; up to it, a JSON or Prometheus number holds them exactly."""
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**30 - 1)]
+Incarnation = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Capability = Literal["chat", "completions", "embeddings", "rerank", "images", "tools", "abort", "resume"]
 ExecutorState = Literal["starting", "ready", "draining"]
 
@@ -30,8 +34,8 @@ class Dialects(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """What the executor is doing now. `tokens_per_s` is generated tokens over the last renewal period."""
 
-    running: int = 0
-    waiting: int = 0
+    running: Count = 0
+    waiting: Count = 0
     tokens_per_s: float = 0.0
     progress: str = ""
 
@@ -54,15 +58,15 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     executor_id: str
-    incarnation: int
+    incarnation: Incarnation
     access_codes: list[str]
     dialects: Dialects
     executor: str = ""
     version: str = ""
     state: ExecutorState = "ready"
-    concurrency: int = 1
+    concurrency: Count = 1
     capabilities: list[str] = []
-    context_length: int = 0
+    context_length: Count = 0
     fingerprint: str = ""
     load: Load = Load()
     ended: list[EndedRequest] = []

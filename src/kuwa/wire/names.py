@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from kuwa.wire.errors import InvalidRequest
 
 MAX_ACCESS_CODE = 200
 MAX_CLIENT_REQUEST_ID = 128
 RESERVED_PREFIX = "bot/"
+ID_BYTES = 12
+IDS_AT_A_TIME = 256
 
 
 def check_access_code(code: str) -> str:
@@ -41,10 +42,19 @@ def check_access_code(code: str) -> str:
 
 
 class RequestIds:
-    """Draws the kernel's request ids: `req_` + a part drawn once per process + a counter. Not secret."""
+    """Draws request ids, `req_` and 96 random bits: one who knows an id may cancel the request, so nobody can guess it
+    from another one."""
 
     def __init__(self) -> None:
-        self.draw: Callable[[], str] = map(f"req_{os.urandom(6).hex()}%08x".__mod__, itertools.count(1)).__next__
+        self.draw: Callable[[], str] = _request_ids().__next__
+
+
+def _request_ids() -> Iterator[str]:
+    while True:
+        # Many at a time: a call to the system costs more than all the rest.
+        digits = os.urandom(IDS_AT_A_TIME * ID_BYTES).hex()
+        for start in range(0, len(digits), 2 * ID_BYTES):
+            yield "req_" + digits[start : start + 2 * ID_BYTES]
 
 
 def echoable_request_id(value: str) -> str | None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from kuwa.kernel.dispatcher import Dispatcher
-from kuwa.kernel.metrics import MAX_TALLIES, OTHERS, Collector, Exposition, Histogram, Metrics
+from kuwa.kernel.metrics import MAX_TALLIES, OTHER, OTHERS, OUTCOMES, Collector, Exposition, Histogram, Metrics
 from kuwa.kernel.queue import Ticket
 from kuwa.kernel.registry import Registry
-from kuwa.wire.lease import Dialects, Registration
+from kuwa.wire.lease import MAX_TOKENS, Dialects, Registration
 
 
 def scrape(metrics: Metrics, registry: Registry | None = None, dispatcher: Dispatcher | None = None) -> list[str]:
@@ -86,3 +90,40 @@ def test_the_number_of_tallies_is_bounded() -> None:
     tallies = dict(metrics.items())
     assert len(tallies) == MAX_TALLIES + 1
     assert tallies[OTHERS].outcomes["ok"] == MAX_TALLIES
+
+
+@given(code=st.text())
+def test_error_codes_that_are_not_ours_share_one_outcome(code: str) -> None:
+    tally = Metrics().of("m")
+    tally.count(code)
+    assert tally.outcomes == {code if code in OUTCOMES else OTHER: 1}
+
+
+@pytest.mark.parametrize("code", ["cancelled", "no_replica", "context_length_exceeded", "engine_lost"])
+def test_error_codes_of_ours_are_outcomes(code: str) -> None:
+    tally = Metrics().of("m")
+    tally.count(code)
+    assert tally.outcomes == {code: 1}
+
+
+COUNTS = st.integers(-3, 3) | st.integers(MAX_TOKENS - 1, MAX_TOKENS + 1) | st.integers()
+
+
+@given(reports=st.lists(st.tuples(COUNTS, COUNTS, COUNTS)))
+def test_token_counts_only_grow_and_can_be_shown_whatever_executors_report(reports: list[tuple[int, int, int]]) -> None:
+    metrics = Metrics()
+    tally = metrics.of("m")
+    for prompt, completion, cached in reports:
+        before = (tally.prompt_tokens, tally.completion_tokens, tally.cached_tokens)
+        possible = all(0 <= count <= MAX_TOKENS for count in (prompt, completion, cached))
+        assert tally.add_tokens(prompt, completion, cached) == possible
+        after = (tally.prompt_tokens, tally.completion_tokens, tally.cached_tokens)
+        grown = tuple(new - old for new, old in zip(after, before, strict=True))
+        assert grown == ((prompt, completion, cached) if possible else (0, 0, 0))
+    float(tally.prompt_tokens + tally.completion_tokens + tally.cached_tokens)
+
+
+def test_a_count_of_hundreds_of_digits_does_not_break_the_page() -> None:
+    metrics = Metrics()
+    metrics.of("m").add_tokens(7 * 10**900, 3)
+    assert 'kuwa_tokens_total{access_code="m",kind="prompt"} 0.0' in scrape(metrics)

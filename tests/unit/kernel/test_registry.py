@@ -132,6 +132,35 @@ class TestLeases:
             registry.register(registration(incarnation=1), 1.0)
         assert only(registry).incarnation == 2
 
+    def test_a_newer_process_elsewhere_does_not_take_the_place_of_one_that_lives(self) -> None:
+        registry = Registry()
+        registry.register(registration("a", incarnation=1), 0.0, "198.51.100.6")
+        for name, port in (("a", 4002), ("b", 4001)):
+            with pytest.raises(InvalidRequest, match=r"'a' .* registered from 198\.51\.100\.6 .* 203\.0\.113\.7"):
+                registry.register(registration(name, port=port, incarnation=9), 1.0, "203.0.113.7")
+        assert states(registry) == {"a": "ready"}
+        registry.register(registration("a", incarnation=1), 2.0, "198.51.100.6")
+        assert only(registry).heard_at == 2.0
+
+    @pytest.mark.parametrize("end", ["silence", "unregistered"])
+    def test_the_place_of_one_that_is_gone_is_free_for_all(self, end: str) -> None:
+        registry = Registry()
+        registry.register(registration(incarnation=7), 0.0, "198.51.100.6")
+        now = let_pass(registry, 0.0, 6.5 if end == "silence" else 1.0)
+        if end == "unregistered":
+            assert registry.unregister("m", "http://127.0.0.1:4001/chat", now)
+        registry.register(registration(incarnation=3), now, "203.0.113.7")
+        assert (only(registry).incarnation, only(registry).registered_from) == (3, "203.0.113.7")
+
+    @pytest.mark.parametrize(
+        ("first", "then"), [("127.0.0.1", "::1"), ("192.0.2.9", "::ffff:192.0.2.9"), ("2001:DB8::1", "2001:db8:0::1")]
+    )
+    def test_a_peer_is_the_same_in_each_spelling(self, first: str, then: str) -> None:
+        registry = Registry()
+        registry.register(registration(incarnation=1), 0.0, first)
+        registry.register(registration(incarnation=2), 1.0, then)
+        assert only(registry).incarnation == 2
+
     def test_a_new_process_takes_the_address_of_one_that_died_there(self) -> None:
         registry = Registry()
         registry.register(registration("a", incarnation=1), 0.0)
@@ -375,6 +404,7 @@ class TestUpstreams:
 
 
 PORTS = (4001, 4002)
+PEERS = ("127.0.0.1", "198.51.100.6")
 
 
 class ComingsAndGoings(RuleBasedStateMachine):
@@ -394,19 +424,36 @@ class ComingsAndGoings(RuleBasedStateMachine):
         incarnation=st.integers(1, 3),
         state=st.sampled_from(["starting", "ready", "draining"]),
         slots=st.integers(1, 2),
+        peer=st.sampled_from(PEERS),
     )
     def register(
-        self, name: str, codes: tuple[str, ...], port: int, incarnation: int, state: ExecutorState, slots: int
+        self,
+        name: str,
+        codes: tuple[str, ...],
+        port: int,
+        incarnation: int,
+        state: ExecutorState,
+        slots: int,
+        peer: str,
     ) -> None:
         message = registration(name, *codes, port=port, incarnation=incarnation, state=state, slots=slots)
-        newest = [r.incarnation for r in self.registry.all_replicas() if r.executor_id == name]
+        rivals = [
+            replica
+            for replica in self.registry.all_replicas()
+            if replica.source == "lease"
+            and (replica.executor_id == name or (replica.alive and replica.address == message.dialects.openai))
+        ]
+        taken = any(
+            incarnation < rival.incarnation if rival.registered_from == peer else rival.alive for rival in rivals
+        )
+        before = {rival: rival.state for rival in rivals}
         try:
-            self.registry.register(message, self.now)
+            self.registry.register(message, self.now, peer)
         except InvalidRequest:
-            holders = [r.incarnation for r in self.registry.all_replicas() if r.address == message.dialects.openai]
-            assert any(incarnation < other for other in newest + holders)
+            assert taken
+            assert before == {rival: rival.state for rival in rivals}, "the one that was there stays as it was"
             return
-        assert all(incarnation >= other for other in newest)
+        assert not taken
         (mine,) = [r for r in self.registry.all_replicas() if r.executor_id == name]
         assert (mine.state, mine.slots, mine.access_codes) == (state, slots, codes)
         self.renewed[name] = self.now

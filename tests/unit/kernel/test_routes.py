@@ -159,6 +159,32 @@ class TestRegistering:
         assert answer.status == 400
         assert "newer process" in answer.text
 
+    async def test_a_process_of_a_far_future_is_refused_and_the_one_that_lives_stays(self, front: Front) -> None:
+        await front.register()
+        answer = await front.register(incarnation=2**62)
+        assert (answer.status, answer.code) == (400, "invalid_request_error")
+        assert "clock" in answer.text
+        assert (await front.register()).status == 200
+        assert [replica["id"] for replica in (await front.report())["replicas"]] == ["a.5"]
+
+    async def test_an_id_that_lives_at_one_machine_is_not_taken_over_from_another(self, front: Front) -> None:
+        async def register(host: str, incarnation: int) -> Answer:
+            message = registration(
+                incarnation=incarnation, dialects=lease.Dialects(openai=f"http://{host}:4001/v1"), executor_id="exe_x"
+            )
+            endpoint, kuwa = f"http://{host}:4001/chat", lease.encode(message).decode()
+            path = "/v1.0/worker/register"
+            return await front.post(path, name="m", endpoint=endpoint, kuwa=kuwa, peer=host, accept="application/json")
+
+        assert (await register("198.51.100.20", 6)).status == 200
+        stranger = await register("198.51.100.21", 60)
+        assert (stranger.status, stranger.code) == (400, "invalid_request_error")
+        assert "lives" in stranger.text
+        assert (await register("198.51.100.20", 6)).status == 200, "the one that lives renews"
+        assert (await register("198.51.100.20", 7)).status == 200, "and is taken over by its own next process"
+        (replica,) = front.kernel.registry.replicas("m")
+        assert replica.id == "exe_x.7"
+
     async def test_a_form_that_is_none_or_too_large_is_refused(self, front: Front) -> None:
         assert (await front.ask("POST", "/v1.0/worker/register", b"name=%f")).status == 400
         assert (await front.ask("POST", "/v1.0/worker/register", b"\xff")).status == 400

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kuwa.kernel.trust import EndpointRule, check_registration, may_listen
 from kuwa.wire.errors import ForbiddenEndpoint, InvalidRequest
 from kuwa.wire.lease import Dialects, Registration
 
 LOCAL = "127.0.0.1"
+NOW_S = 1_800_000_000.0
+DAY_S = 24 * 3600
 
 
 @pytest.mark.parametrize(
@@ -117,7 +121,7 @@ def registration(**fields: object) -> Registration:
 
 
 def test_an_ordinary_registration_is_believed() -> None:
-    check_registration(registration(), EndpointRule(), LOCAL)
+    check_registration(registration(), EndpointRule(), LOCAL, NOW_S)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +139,17 @@ def test_an_ordinary_registration_is_believed() -> None:
 )
 def test_an_odd_registration_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest):
-        check_registration(registration(**fields), EndpointRule(), LOCAL)
+        check_registration(registration(**fields), EndpointRule(), LOCAL, NOW_S)
+
+
+@given(ahead_s=st.integers(-int(NOW_S), 7 * 10**9))
+def test_a_process_that_starts_more_than_a_day_from_now_is_not_believed(ahead_s: int) -> None:
+    message = registration(incarnation=(int(NOW_S) + ahead_s) * 10**9)
+    if ahead_s <= DAY_S:
+        check_registration(message, EndpointRule(), LOCAL, NOW_S)
+    else:
+        with pytest.raises(InvalidRequest, match="set the clocks"):
+            check_registration(message, EndpointRule(), LOCAL, NOW_S)
 
 
 def test_both_addresses_of_a_registration_are_checked() -> None:
@@ -144,7 +158,7 @@ def test_both_addresses_of_a_registration_are_checked() -> None:
         Dialects(openai="http://127.0.0.1/v1", v1_0="http://192.0.2.7/chat"),
     ):
         with pytest.raises(ForbiddenEndpoint):
-            check_registration(registration(dialects=dialects), EndpointRule(), LOCAL)
+            check_registration(registration(dialects=dialects), EndpointRule(), LOCAL, NOW_S)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.9"])

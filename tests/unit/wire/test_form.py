@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from urllib.parse import parse_qsl
 
@@ -62,6 +63,27 @@ def test_what_is_no_history_is_refused(text: str) -> None:
 def test_only_a_list_of_integers_names_the_requests_to_abort(text: str) -> None:
     assert form.parse_history_ids("[12,-5]") == [12, -5]
     with pytest.raises(InvalidRequest, match="history_id"):
+        form.parse_history_ids(text)
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=1000))
+def test_up_to_a_thousand_requests_are_named_at_once(ids: list[int]) -> None:
+    assert form.parse_history_ids(json.dumps(ids)) == ids
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" + "7," * 1000 + "7]",
+        f"[{2**63}]",
+        f"[{-(2**63) - 1}]",
+        "[" + "3" * 31_000 + "]",
+        "[1" + " " * 40_000 + "]",
+        "[" + "-12," * 200_000 + "0]",
+    ],
+)
+def test_a_list_that_takes_long_to_read_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"history_id.* at most 1000"):
         form.parse_history_ids(text)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +28,16 @@ def test_request_ids_never_repeat() -> None:
     ids = names.RequestIds()
     drawn = {ids.draw() for _ in range(1000)}
     assert len(drawn) == 1000
-    assert all(one.startswith("req_") for one in drawn)
+    assert all(re.fullmatch("req_[0-9a-f]{24}", one) for one in drawn)
+
+
+def test_a_request_id_says_nothing_of_the_next_one() -> None:
+    """Two ids drawn in a row differ in half of their bits, as any two random numbers do."""
+    ids = names.RequestIds()
+    drawn = [int(ids.draw().removeprefix("req_"), 16) for _ in range(2000)]
+    differing = [(one ^ another).bit_count() for one, another in itertools.pairwise(drawn)]
+    assert 47 < sum(differing) / len(differing) < 49
+    assert min(differing) > 16
 
 
 @pytest.mark.parametrize("value", ["", "x" * 129, "a\r\nb", "é"])
@@ -58,6 +70,20 @@ def test_a_registration_survives_the_way(registration: lease.Registration) -> No
         '{"executor_id":"a","incarnation":1,"access_codes":[],"dialects":{}}',
         '{"executor_id":"a","incarnation":1,"access_codes":["x"],"dialects":{},"concurrency":0}',
         "[" * 100_000,
+        *(
+            f'{{"executor_id":"a","access_codes":["x"],"dialects":{{}},"incarnation":1,{field}}}'
+            for field in (
+                f'"incarnation":{2**63}',
+                f'"incarnation":{8 * 10**700}',
+                '"incarnation":-4',
+                '"incarnation":true',
+                '"incarnation":1.5',
+                f'"concurrency":{2**30}',
+                f'"context_length":{10**400}',
+                '"load":{"running":-1}',
+                f'"load":{{"waiting":{10**99}}}',
+            )
+        ),
     ],
 )
 def test_a_malformed_registration_is_refused(text: str) -> None:

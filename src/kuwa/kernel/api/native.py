@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html import escape
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 import msgspec
@@ -64,7 +64,7 @@ class WorkerApi:
             answer = None
         else:
             registration = lease.decode_registration(form["kuwa"])
-            check_registration(registration, self._rule, peer)
+            check_registration(registration, self._rule, peer, time())
             answer = self._registry.register(registration, now, peer)
             self._late_usage(registration.ended)
         settle(self._registry, self._dispatcher, now)
