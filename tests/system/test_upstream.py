@@ -6,6 +6,7 @@ import sys
 
 from calls import chat, chat_text
 from processes import REPOSITORY, Process, Stage, until
+from providers import start_provider
 
 FAKE_SERVER = REPOSITORY / "tests" / "fakes" / "openai_server.py"
 
@@ -37,6 +38,16 @@ def test_one_that_refuses_the_key_is_not_served_and_the_error_says_why(stage: St
     assert answer.status == 503
     assert "401" in answer.error["message"]
     assert "wrong" not in kernel.process.log
+
+
+def test_a_users_key_for_some_provider_does_not_reach_it(stage: Stage) -> None:
+    far = start_provider(stage, "openai_server")
+    kernel = stage.kernel("--upstream", f"far={far.base_url}", KUWA_UPSTREAM_KEY_FAR="sk-operators")
+    until(lambda: kernel.ready("far"), "it was ready")
+    chat(kernel.url, "far", "hi", {"x-kuwa-provider-key": "sk-users-own-2b7", "x-request-id": "mine"})
+    assert far.last["headers"]["authorization"] == "Bearer sk-operators"
+    assert far.last["headers"]["x-request-id"] == "mine"
+    assert "sk-users-own-2b7" not in str(far.last)
 
 
 def test_one_that_dies_is_left_alone_until_it_is_back(stage: Stage) -> None:

@@ -41,7 +41,7 @@ from kuwa.wire.errors import (
     QueueFull,
 )
 from kuwa.wire.lease import EndedRequest
-from kuwa.wire.names import RequestIds, echoable_request_id
+from kuwa.wire.names import PROVIDER_KEY_HEADER, RequestIds, echoable_request_id
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -592,7 +592,7 @@ def _events(job: Job, request: Request, cuts_stops: bool) -> Events:
 
 def _brought_key(exchange: Exchange) -> str:
     """The user's own key for the model's provider. Never logged."""
-    return (exchange.headers.get(b"x-kuwa-provider-key") or b"").decode("latin-1")
+    return (exchange.headers.get(PROVIDER_KEY_HEADER) or b"").decode("latin-1")
 
 
 def _old_text(error: KuwaError) -> str:

@@ -27,6 +27,7 @@ from kuwa.kernel.registry import Registry, Replica
 from kuwa.kernel.relay import Clock, Relay
 from kuwa.kernel.resume import Journal, Journals, Replay
 from kuwa.kernel.story import Steps, Story
+from kuwa.kernel.translate import without_provider_key
 from kuwa.kernel.verdict import Verdict, judge
 from kuwa.wire import resume, sse
 from kuwa.wire.errors import (
@@ -269,7 +270,8 @@ class Chat:
         call.attempts += 1
         call.relay = relay = call.dialect.relay(call, replica, self._clock)
         relay.on_over = cast("Story", call.story).wake
-        head = b"%b%b\r\n%bcontent-length: %d\r\n\r\n" % (route.head, call.own_id, call.forwarded, len(body))
+        forwarded = call.forwarded if replica.source != "upstream" else without_provider_key(call.forwarded)
+        head = b"%b%b\r\n%bcontent-length: %d\r\n\r\n" % (route.head, call.own_id, forwarded, len(body))
         # After a failure no connection is trusted that was open before it.
         send = self._pool.send if call.attempts == 1 else self._pool.dial
         send(UpstreamRequest(route.origin, head, body), relay)

@@ -15,6 +15,7 @@ import msgspec
 from kuwa.wire import form as form_wire
 from kuwa.wire import sse
 from kuwa.wire.errors import BadUpstream, InvalidRequest, KuwaError, RequestTooLarge, Unsupported
+from kuwa.wire.names import PROVIDER_KEY_HEADER
 
 SMALL_BYTES = 256 * 1024
 MAX_QUOTES = 200_000
@@ -243,6 +244,11 @@ def fields_of(body: bytes) -> dict[str, msgspec.Raw]:
     if len(body) > SMALL_BYTES and body.count(b'"') - body.count(b'\\"') > MAX_QUOTES:
         raise InvalidRequest(f"The request body holds more than {MAX_QUOTES // 2} strings; send fewer at once.")
     return _decode_fields(body)
+
+
+def without_provider_key(lines: bytes) -> bytes:
+    """Header lines as a server that is no executor of ours gets them: whose key a request brings is not known."""
+    return b"".join(line for line in lines.splitlines(keepends=True) if not line.startswith(PROVIDER_KEY_HEADER + b":"))
 
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

@@ -12,6 +12,7 @@ from kuwa.wire.errors import InvalidRequest
 MAX_ACCESS_CODE = 200
 MAX_CLIENT_REQUEST_ID = 128
 RESERVED_PREFIX = "bot/"
+PROVIDER_KEY_HEADER = b"x-kuwa-provider-key"
 
 
 def check_access_code(code: str) -> str:

@@ -19,12 +19,12 @@ from kuwa.kernel.relay import Clock, EventRelay, Relay, TranslatingRelay, WholeR
 from kuwa.kernel.translate import CompletionFromText, EventsFromText, body_for_upstream, fields_of, form_from_openai
 from kuwa.wire.errors import InvalidRequest, KuwaError, RequestCancelled, Unsupported
 from kuwa.wire.form import encode_form
-from kuwa.wire.names import RequestIds, echoable_request_id
+from kuwa.wire.names import PROVIDER_KEY_HEADER, RequestIds, echoable_request_id
 
 JSON = b"application/json"
 EVENTS_LINE = b"content-type: text/event-stream\r\n"
 FORM = b"application/x-www-form-urlencoded"
-FORWARDED = (b"traceparent", b"tracestate", b"x-request-id", b"accept-language", b"x-kuwa-provider-key")
+FORWARDED = (b"traceparent", b"tracestate", b"x-request-id", b"accept-language", PROVIDER_KEY_HEADER)
 SESSION_HEADER = b"x-session-id"
 GENERATES = ("/chat/completions", "/completions")
 PRINCIPAL_BYTES = 16
