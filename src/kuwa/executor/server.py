@@ -319,7 +319,7 @@ class Job:
 
     def _over(self, task: asyncio.Task[None], work: Awaitable[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("request %s was not answered", self.id, exc_info=error)
+            log.error("request %s was not answered", self.id, exc_info=error, extra=self._hiding())
             self.exchange.abort()
         close = getattr(work, "close", None)
         if close is not None and not self._computing:
@@ -368,8 +368,13 @@ class Job:
         except KuwaError as error:
             self._failed(error)
         except Exception as error:
-            log.error("request %s failed", self.id, exc_info=error)
+            log.error("request %s failed", self.id, exc_info=error, extra=self._hiding())
             self._failed(InternalError("The executor failed at this request; its log says why."))
+
+    def _hiding(self) -> dict[str, Any]:
+        """For the log: a provider's exception may repeat the key that the request brought."""
+        key = _brought_key(self.exchange) or (self.request.provider_key if self.request is not None else "")
+        return {"hidden": (key,)}
 
     async def _take_slot(self, slots: Slots) -> None:
         if slots.take():
@@ -395,7 +400,7 @@ class Job:
                 async with asyncio.timeout(ABORT_TIMEOUT_S):
                     await self._abort
             except Exception as error:
-                log.error("abort() of request %s failed", self.id, exc_info=error)
+                log.error("abort() of request %s failed", self.id, exc_info=error, extra=self._hiding())
         if self.cancelled:
             slots.cancelling -= 1
         slots.release()

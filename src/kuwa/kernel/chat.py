@@ -27,7 +27,7 @@ from kuwa.kernel.registry import Registry, Replica
 from kuwa.kernel.relay import Clock, Relay
 from kuwa.kernel.resume import Journal, Journals, Replay
 from kuwa.kernel.story import Steps, Story
-from kuwa.kernel.translate import without_provider_key
+from kuwa.kernel.translate import brought_keys, without_provider_key
 from kuwa.kernel.verdict import Verdict, judge
 from kuwa.wire import resume, sse
 from kuwa.wire.errors import (
@@ -41,6 +41,7 @@ from kuwa.wire.errors import (
     UpstreamTimeout,
 )
 from kuwa.wire.lease import EndedRequest
+from kuwa.wire.redaction import Redactor
 
 log = logging.getLogger("kuwa.kernel.chat")
 
@@ -330,10 +331,12 @@ class Chat:
     def _went_wrong(self, call: Call, replica: Replica, verdict: Verdict) -> None:
         """Hold the failed attempt against the replica, and a death against the request. Raises RequestQuarantined."""
         now = self._clock.time()
+        # The log and the status page are not for the eyes of this client alone.
+        said = Redactor(*brought_keys(call.forwarded, call.form))(verdict.error.message)
         if verdict.elsewhere:
-            log.warning("request %s failed at %s: %s", call.id, replica.address, verdict.error)
+            log.warning("request %s failed at %s: %s", call.id, replica.address, said)
         if verdict.fault:
-            self._registry.failed(replica, now, str(verdict.error))
+            self._registry.failed(replica, now, said)
         if verdict.refused or verdict.death:
             self._registry.doubt(replica, now)
         settle(self._registry, self._dispatcher, now)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -246,6 +247,13 @@ def fields_of(body: bytes) -> dict[str, msgspec.Raw]:
     return _decode_fields(body)
 
 
+def brought_keys(lines: bytes, form: dict[str, str] | None) -> list[str]:
+    """The keys for providers that a request brings, in its header lines or its v1.0 form: never for a log."""
+    start = PROVIDER_KEY_HEADER + b":"
+    keys = [line[len(start) :].strip().decode("latin-1") for line in lines.splitlines() if line.startswith(start)]
+    return keys + [form[name] for name in form_wire.PROVIDER_KEY_FIELDS if name in form] if form else keys
+
+
 def without_provider_key(lines: bytes) -> bytes:
     """Header lines as a server that is no executor of ours gets them: whose key a request brings is not known."""
     return b"".join(line for line in lines.splitlines(keepends=True) if not line.startswith(PROVIDER_KEY_HEADER + b":"))
@@ -311,14 +319,20 @@ def _plain_text(message: dict[str, Any], access_code: str) -> str:
     return "".join(pieces)
 
 
-def error_from_answer(status: int, body: bytes, who: str, retry_after: bytes = b"") -> tuple[KuwaError, bool]:
-    """What an answer other than 200 means: the error for the client, and whether another replica may do better."""
+def error_from_answer(
+    status: int, body: bytes, who: str, retry_after: bytes = b"", hide: Callable[[str], str] = str
+) -> tuple[KuwaError, bool]:
+    """What an answer other than 200 means: the error for the client, and whether another replica may do better.
+
+    `hide` takes out of the replica's words what a client is not to read.
+    """
     passed = PassedOn.of(status, body)
     if passed is not None:
+        passed.reword(hide)
         if retry_after.isdigit():
             passed.retry_after_s = min(int(retry_after[:9]), MAX_RETRY_AFTER_S)
         return passed, passed.retryable_elsewhere
-    shown = body[:200].decode("utf-8", "replace").strip() or "nothing"
+    shown = hide(body.decode("utf-8", "replace"))[:200].strip() or "nothing"
     return BadUpstream(f"{who} answered with status {status} and {shown!r}."), status >= 500 or status in (
         404,
         429,

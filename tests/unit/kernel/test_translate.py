@@ -8,8 +8,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from kuwa.kernel.translate import body_for_upstream, error_from_answer, form_from_openai
+from kuwa.kernel.translate import (
+    body_for_upstream,
+    brought_keys,
+    error_from_answer,
+    form_from_openai,
+    without_provider_key,
+)
 from kuwa.wire.errors import BadUpstream, Unsupported
+from kuwa.wire.redaction import Redactor
 
 
 def test_an_openai_body_becomes_the_form_of_the_old_wire() -> None:
@@ -111,3 +118,30 @@ def test_an_error_in_no_known_shape_becomes_bad_upstream(body: bytes) -> None:
 def test_a_redirect_is_not_followed_and_no_success() -> None:
     error, _ = error_from_answer(302, b'{"error":{"message":"x"}}', "The executor")
     assert isinstance(error, BadUpstream)
+
+
+def test_what_a_replica_says_is_passed_on_without_the_key_in_any_of_its_parts() -> None:
+    key = "upstream-key-Qw83nZ"
+    parts = {"message": f"no such token {key}", "type": f"{key}_error", "param": key[:-2], "code": f"for_{key}"}
+    error, _ = error_from_answer(401, json.dumps({"error": parts}).encode(), "far", hide=Redactor(key))
+    assert error.payload()["error"] == {"message": "no such token ***", "type": "***", "param": "***", "code": "***"}
+    assert str(error) == "no such token ***"
+
+
+def test_a_code_that_every_client_knows_stays_though_the_placeholder_for_a_key_is_like_it() -> None:
+    body = b'{"error": {"message": "no", "type": "invalid_request_error", "code": "invalid_api_key"}}'
+    error, _ = error_from_answer(401, body, "far", hide=Redactor("my_invalid_api_key"))
+    assert (error.type, error.code) == ("invalid_request_error", "invalid_api_key")
+
+
+def test_a_body_that_is_no_error_is_shown_without_the_key_that_is_cut_at_its_end() -> None:
+    key = "upstream-key-Qw83nZ"
+    error, _ = error_from_answer(500, b"x " * 97 + key.encode(), "far", hide=Redactor(key))
+    assert "upst" not in error.message
+
+
+def test_the_keys_that_a_request_brings_are_found_and_stay_away_from_servers_of_others() -> None:
+    lines = b"accept-language: de\r\nx-kuwa-provider-key: sk-a\r\nx-request-id: 1\r\n"
+    assert brought_keys(lines, {"openai_token": "sk-b", "input": "[]"}) == ["sk-a", "sk-b"]
+    assert brought_keys(b"", None) == []
+    assert without_provider_key(lines) == b"accept-language: de\r\nx-request-id: 1\r\n"

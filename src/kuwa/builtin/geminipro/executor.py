@@ -102,7 +102,7 @@ class GeminiProExecutor(LLMExecutor):
         instruction, turns = contents(messages)
         if instruction is not None:
             config["system_instruction"] = instruction
-        reading = Reading(self.args.base_url)
+        reading = Reading(origin)
         async with aclosing(self.upstream.answer(turns, config, origin)) as responses:
             async for response in responses:
                 for chunk in reading.chunks(response):
