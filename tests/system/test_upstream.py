@@ -65,11 +65,20 @@ def test_one_that_repeats_its_key_is_quoted_without_it(stage: Stage, form: str) 
     fate = {"message": f"Invalid token: {form}, sorry", "code": form}
     refused = chat(kernel.url, "far", "hi", fake={**fate, "status": 401})
     assert refused.error["message"] == "Invalid token: ***, sorry"
+    whole = chat(kernel.url, "far", "hi", fake={**fate, "error_after": 0})
+    assert (whole.status, whole.error["message"]) == (502, "Invalid token: ***, sorry")
     broken = chat(kernel.url, "far", "hi", fake={**fate, "status": 500})
     with stream_chat(kernel.url, "far", "one two three", fake={**fate, "error_after": 1}) as stream:
         streamed = stream.read().decode()
     assert "***, sorry" in streamed
-    for shown in (refused.text, broken.text, streamed, kernel.process.log, kernel.get("/v1.0/worker/debug").text):
+    for shown in (
+        refused.text,
+        broken.text,
+        streamed,
+        whole.text,
+        kernel.process.log,
+        kernel.get("/v1.0/worker/debug").text,
+    ):
         assert form not in shown
     assert "***, sorry" in kernel.process.log
 

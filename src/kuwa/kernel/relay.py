@@ -15,7 +15,7 @@ the first content, so that an attempt which fails before it can be made again el
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -395,11 +395,15 @@ class WholeRelay(Relay):
 
     def _answer(self, body: bytes) -> None:
         try:
-            self.usage = _decode_answer(body).usage
+            answer = _decode_answer(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             shown = body[:100].decode("utf-8", "replace")
             self.on_lost(BadUpstream(f"The replica answered with something that is no JSON object: {shown!r}."))
             return
+        if answer.error:
+            self.on_lost(PassedOn.of(502, body) or BadUpstream(f"The replica failed: {body[:500]!r}"))
+            return
+        self.usage = answer.usage
         self.begun = True
         self.first_content_at = self.clock.time()
         self.exchange.respond(200, body, self.headers)
@@ -408,6 +412,7 @@ class WholeRelay(Relay):
 
 class _Answer(msgspec.Struct):
     usage: Usage | None = None
+    error: Any = None
 
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
