@@ -29,6 +29,7 @@ def openai(shared_stage: Stage) -> Provider:
 def executor(shared_stage: Stage, shared_kernel: Kernel, openai: Provider) -> Executor:
     return shared_stage.executor(
         "chatgpt", "--base_url", openai.base_url, "--api_key", KEY, "--model", "gpt-fake", "--log", "debug",
+        "--use_third_party_api_key",
         kernel=shared_kernel,
     )  # fmt: skip
 
@@ -147,9 +148,20 @@ def test_old_turns_are_cut_to_the_context_window_and_the_client_is_told(stage: S
 def test_a_users_own_key_goes_before_the_operators(url: str, openai: Provider) -> None:
     chat(url, "chatgpt", "hi", {"x-kuwa-provider-key": OWN_KEY})
     assert openai.last["headers"]["authorization"] == f"Bearer {OWN_KEY}"
-    with old_chat(url, "chatgpt", "hi", openai_token=OWN_KEY) as stream:
+    with old_chat(url, "chatgpt", "hi", third_party_token=OWN_KEY) as stream:
         stream.read()
     assert openai.last["headers"]["authorization"] == f"Bearer {OWN_KEY}"
+
+
+def test_a_users_key_for_openai_does_not_reach_another_server(url: str, openai: Provider, stage: Stage) -> None:
+    with old_chat(url, "chatgpt", "hi", openai_token=OWN_KEY) as stream:
+        stream.read()
+    assert OWN_KEY not in str(openai.last)
+    flags = ("--base_url", openai.base_url, "--api_key", KEY, "--model", "gpt-fake")
+    elsewhere = stage.executor("chatgpt", *flags, kernel=None)
+    assert chat(elsewhere.url, "chatgpt", "hi", {"x-kuwa-provider-key": OWN_KEY}).status == 200
+    assert OWN_KEY not in str(openai.last)
+    assert "--use_third_party_api_key" in elsewhere.process.log
 
 
 def test_a_clients_bearer_token_is_for_kuwa_and_not_for_the_provider(url: str, openai: Provider) -> None:
@@ -158,7 +170,9 @@ def test_a_clients_bearer_token_is_for_kuwa_and_not_for_the_provider(url: str, o
 
 
 def test_without_a_key_it_starts_says_so_and_answers_401(stage: Stage, openai: Provider) -> None:
-    keyless = stage.executor("chatgpt", "--base_url", openai.base_url, kernel=None, OPENAI_API_KEY="")
+    keyless = stage.executor(
+        "chatgpt", "--base_url", openai.base_url, "--use_third_party_api_key", kernel=None, OPENAI_API_KEY=""
+    )
     assert "--api_key" in keyless.process.log
     refused = chat(keyless.url, "chatgpt", "hi")
     assert (refused.status, refused.error["code"]) == (401, "missing_api_key")
@@ -170,8 +184,9 @@ def test_without_a_key_it_starts_says_so_and_answers_401(stage: Stage, openai: P
 def test_the_key_of_the_environment_is_used_and_a_users_own_can_be_forbidden(stage: Stage) -> None:
     openai = start_provider(stage, "openai_server", "--api_key", KEY)
     strict = stage.executor(
-        "chatgpt", "--base_url", openai.base_url, "--no_override_api_key", kernel=None, OPENAI_API_KEY=KEY
-    )
+        "chatgpt", "--base_url", openai.base_url, "--use_third_party_api_key", "--no_override_api_key",
+        kernel=None, OPENAI_API_KEY=KEY,
+    )  # fmt: skip
     assert chat(strict.url, "chatgpt", "hi", {"x-kuwa-provider-key": OWN_KEY}).status == 200
 
 

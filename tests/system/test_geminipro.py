@@ -34,8 +34,9 @@ def gemini(shared_stage: Stage) -> Provider:
 @pytest.fixture(scope="module")
 def executor(shared_stage: Stage, shared_kernel: Kernel, gemini: Provider) -> Executor:
     return shared_stage.executor(
-        "geminipro", "--base_url", gemini.base_url, "--api_key", KEY, "--log", "debug", kernel=shared_kernel
-    )
+        "geminipro", "--base_url", gemini.base_url, "--api_key", KEY, "--log", "debug", "--use_third_party_api_key",
+        kernel=shared_kernel,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_only_what_the_client_set_is_sent_with_the_operators_key(url: str, gemin
 
 def test_the_old_wire_reaches_it_with_its_modelfile_and_its_token(url: str, gemini: Provider) -> None:
     modelfile = '[{"name": "system", "args": "be a cat"}, {"name": "parameter", "args": "llm_temperature 0.75"}]'
-    with old_chat(url, CODE, CHINESE, modelfile=modelfile, google_token=OWN_KEY) as stream:
+    with old_chat(url, CODE, CHINESE, modelfile=modelfile, third_party_token=OWN_KEY) as stream:
         assert stream.read().decode() == CHINESE
     assert gemini.last["body"]["systemInstruction"]["parts"] == [{"text": "be a cat"}]
     assert gemini.last["body"]["generationConfig"] == {"temperature": 0.75}
@@ -220,12 +221,18 @@ def test_the_key_of_the_environment_is_used(stage: Stage, gemini: Provider, vari
 
 
 def test_without_a_key_it_starts_says_so_and_answers_401(stage: Stage, gemini: Provider) -> None:
-    keyless = stage.executor("geminipro", "--base_url", gemini.base_url, kernel=None)
+    keyless = stage.executor("geminipro", "--base_url", gemini.base_url, "--use_third_party_api_key", kernel=None)
     assert "GEMINI_API_KEY" in keyless.process.log
     refused = chat(keyless.url, CODE, "hi")
     assert (refused.status, refused.error["code"]) == (401, "missing_api_key")
     answered: Answer = chat(keyless.url, CODE, "hi", {"x-kuwa-provider-key": OWN_KEY})
     assert answered.status == 200
+
+
+def test_a_users_key_for_google_does_not_reach_another_server(stage: Stage, gemini: Provider) -> None:
+    elsewhere = stage.executor("geminipro", "--base_url", gemini.base_url, "--api_key", KEY, kernel=None)
+    assert chat(elsewhere.url, CODE, "hi", {"x-kuwa-provider-key": OWN_KEY}).status == 200
+    assert OWN_KEY not in str(gemini.last)
 
 
 def test_a_server_that_is_not_there_is_named(stage: Stage) -> None:

@@ -99,6 +99,24 @@ def test_every_program_has_a_log_of_its_own(up: Up) -> None:
     assert {path.name for path in logs.iterdir()} >= {"kernel.log", "debug.log", "dummy.log", "welcome.log"}
 
 
+def test_logs_are_for_this_user_alone_also_where_they_were_not_before(stage: Stage, tmp_path: Path) -> None:
+    port = stage.port()
+    logs = tmp_path / "cache" / "logs" / str(port)
+    logs.mkdir(parents=True)
+    logs.chmod(0o755)
+    (logs / "debug.log").write_text("of the run before")
+    (logs / "debug.log").chmod(0o664)
+    reader = (logs / "debug.log").open()
+    start(stage, tmp_path, port=port).wait_for_table()
+    assert logs.stat().st_mode & 0o777 == 0o700
+    modes = {file.name: file.stat().st_mode & 0o777 for file in logs.iterdir()}
+    assert {"debug.log", "debug.log.1", "kernel.log", "welcome.log"} <= set(modes)
+    assert set(modes.values()) == {0o600}
+    assert (logs / "debug.log.1").read_text() == "of the run before"
+    with reader:
+        assert reader.read() == "of the run before"
+
+
 def test_an_executor_that_dies_is_reported_with_its_log_and_started_again(up: Up) -> None:
     before = up.child("dummy")
     before.kill()

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import sys
+from urllib.parse import quote
+
+import pytest
 
 from calls import chat, chat_text, stream_chat
 from processes import REPOSITORY, Process, Stage, until
+from providers import start_provider
 
+KEY = "up/Canary+7fQ2-xk93="
 FAKE_SERVER = REPOSITORY / "tests" / "fakes" / "openai_server.py"
 
 
@@ -37,6 +43,44 @@ def test_one_that_refuses_the_key_is_not_served_and_the_error_says_why(stage: St
     assert answer.status == 503
     assert "401" in answer.error["message"]
     assert "wrong" not in kernel.process.log
+
+
+def test_a_users_key_for_some_provider_does_not_reach_it(stage: Stage) -> None:
+    far = start_provider(stage, "openai_server")
+    kernel = stage.kernel("--upstream", f"far={far.base_url}", KUWA_UPSTREAM_KEY_FAR="sk-operators")
+    until(lambda: kernel.ready("far"), "it was ready")
+    chat(kernel.url, "far", "hi", {"x-kuwa-provider-key": "sk-users-own-2b7", "x-request-id": "mine"})
+    assert far.last["headers"]["authorization"] == "Bearer sk-operators"
+    assert far.last["headers"]["x-request-id"] == "mine"
+    assert "sk-users-own-2b7" not in str(far.last)
+
+
+@pytest.mark.parametrize(
+    "form", [KEY, KEY[2:-1], base64.b64encode(f"Bearer {KEY}".encode()).decode(), quote(KEY, safe="")]
+)
+def test_one_that_repeats_its_key_is_quoted_without_it(stage: Stage, form: str) -> None:
+    far = start_provider(stage, "openai_server")
+    kernel = stage.kernel("--upstream", f"far={far.base_url}", KUWA_UPSTREAM_KEY_FAR=KEY)
+    until(lambda: kernel.ready("far"), "it was ready")
+    fate = {"message": f"Invalid token: {form}, sorry", "code": form}
+    refused = chat(kernel.url, "far", "hi", fake={**fate, "status": 401})
+    assert refused.error["message"] == "Invalid token: ***, sorry"
+    whole = chat(kernel.url, "far", "hi", fake={**fate, "error_after": 0})
+    assert (whole.status, whole.error["message"]) == (502, "Invalid token: ***, sorry")
+    broken = chat(kernel.url, "far", "hi", fake={**fate, "status": 500})
+    with stream_chat(kernel.url, "far", "one two three", fake={**fate, "error_after": 1}) as stream:
+        streamed = stream.read().decode()
+    assert "***, sorry" in streamed
+    for shown in (
+        refused.text,
+        broken.text,
+        streamed,
+        whole.text,
+        kernel.process.log,
+        kernel.get("/v1.0/worker/debug").text,
+    ):
+        assert form not in shown
+    assert "***, sorry" in kernel.process.log
 
 
 def test_one_that_dies_is_left_alone_until_it_is_back(stage: Stage) -> None:

@@ -32,6 +32,7 @@ from kuwa.http.server import CannotListen, Server
 from kuwa.http.server import run as run_loop
 from kuwa.wire.errors import OPENAI, Draining, InvalidRequest
 from kuwa.wire.lease import Dialects, ExecutorState, Load, Registration
+from kuwa.wire.lines import LineFormatter, one_line
 from kuwa.wire.names import check_access_code, is_loopback
 
 DRAIN_S = 60.0
@@ -70,16 +71,16 @@ def run(executor: LLMExecutor) -> int:
         return run_loop(_Life(executor).live())
     except Leave as leave:
         if leave.reason:
-            sys.stderr.write(f"{executor.prog}: {leave.reason}\n")
+            sys.stderr.write(f"{executor.prog}: {one_line(leave.reason)}\n")
         return leave.code
     except KeyboardInterrupt:
         return Exit.CUT
 
 
 def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 class _Life:

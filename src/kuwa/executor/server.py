@@ -42,7 +42,7 @@ from kuwa.wire.errors import (
     RequestCancelled,
 )
 from kuwa.wire.lease import EndedRequest
-from kuwa.wire.names import RequestIds, echoable_request_id
+from kuwa.wire.names import PROVIDER_KEY_HEADER, RequestIds, echoable_request_id
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -327,7 +327,7 @@ class Job:
 
     def _over(self, task: asyncio.Task[None], work: Awaitable[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("request %s was not answered", self.id, exc_info=error)
+            log.error("request %s was not answered", self.id, exc_info=error, extra=self._hiding())
             self.exchange.abort()
         close = getattr(work, "close", None)
         if close is not None and not self._computing:
@@ -377,8 +377,13 @@ class Job:
         except KuwaError as error:
             self._failed(error)
         except Exception as error:
-            log.error("request %s failed", self.id, exc_info=error)
+            log.error("request %s failed", self.id, exc_info=error, extra=self._hiding())
             self._failed(InternalError("The executor failed at this request; its log says why."))
+
+    def _hiding(self) -> dict[str, Any]:
+        """For the log: a provider's exception may repeat the key that the request brought."""
+        key = _brought_key(self.exchange) or (self.request.provider_key if self.request is not None else "")
+        return {"hidden": (key,)}
 
     async def _take_slot(self, slots: Slots) -> None:
         if slots.take():
@@ -404,7 +409,7 @@ class Job:
                 async with asyncio.timeout(ABORT_TIMEOUT_S):
                     await self._abort
             except Exception as error:
-                log.error("abort() of request %s failed", self.id, exc_info=error)
+                log.error("abort() of request %s failed", self.id, exc_info=error, extra=self._hiding())
         if self.cancelled:
             slots.cancelling -= 1
         slots.release()
@@ -603,7 +608,7 @@ def _events(job: Job, request: Request, cuts_stops: bool) -> Events:
 
 def _brought_key(exchange: Exchange) -> str:
     """The user's own key for the model's provider. Never logged."""
-    return (exchange.headers.get(b"x-kuwa-provider-key") or b"").decode("latin-1")
+    return (exchange.headers.get(PROVIDER_KEY_HEADER) or b"").decode("latin-1")
 
 
 def _old_text(error: KuwaError) -> str:

@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from kuwa.fleet import kernel
 from kuwa.fleet.config import ON_THE_HUB, Settings
@@ -37,6 +38,8 @@ LOOK_EVERY_S = 0.2
 CANNOT_START = 1
 # What a shell says of a command that could not be executed.
 NOT_EXECUTABLE = 126
+PRIVATE_FOLDER = 0o700
+PRIVATE_FILE = 0o600
 ENGINE_PARTS = ("xllamacpp", "gguf", "numpy")
 
 
@@ -62,9 +65,13 @@ def obstacle(settings: Settings) -> str | None:
     for model in settings.models:
         if not model.startswith(ON_THE_HUB) and not Path(model).is_file():
             return words.no_such_model.format(path=model)
-    for folder in (settings.folders.logs(settings.port), settings.folders.models):
+    logs = settings.folders.logs(settings.port)
+    for folder in (logs, settings.folders.models):
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if folder == logs:
+                # An error in a log may say what a user has asked.
+                folder.chmod(PRIVATE_FOLDER)
         except OSError as error:
             return words.no_folder.format(path=folder, reason=error.strerror)
     error = _try_port(settings.port)
@@ -166,7 +173,7 @@ class Fleet:
 
     async def _start(self, program: Program, tasks: asyncio.TaskGroup) -> None:
         try:
-            with _fresh_log(self._log(program)).open("ab") as log:
+            with _fresh_log(self._log(program)) as log:
                 process = await asyncio.create_subprocess_exec(
                     *_command(program),
                     stdin=asyncio.subprocess.PIPE,
@@ -222,11 +229,14 @@ def _command(program: Program) -> list[str]:
     return [sys.executable, "-P", "-u", "-m", "kuwa.fleet.leash", program.module, *program.arguments]
 
 
-def _fresh_log(path: Path) -> Path:
-    """`path` for a new log; the one of the run before is kept beside it."""
-    if path.exists():
-        path.replace(path.with_name(path.name + ".1"))
-    return path
+def _fresh_log(path: Path) -> BinaryIO:
+    """A new log at `path`; the one of the run before is kept beside it. Both are for this user's eyes alone."""
+    if os.path.lexists(path):
+        before = path.replace(path.with_name(path.name + ".1"))
+        if not before.is_symlink():
+            before.chmod(PRIVATE_FILE)
+    # As a new file: whoever had opened the one before does not read this one.
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, PRIVATE_FILE), "ab")
 
 
 def _kill_group(pid: int) -> None:

@@ -29,6 +29,7 @@ from kuwa.kernel.accounting import Ledger, Outcome
 from kuwa.kernel.call import Aborted, Call
 from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.health import settle
+from kuwa.kernel.identity import brought_keys
 from kuwa.kernel.policy import PolicyName, Trail
 from kuwa.kernel.quarantine import Quarantine
 from kuwa.kernel.queue import Ticket
@@ -49,6 +50,7 @@ from kuwa.wire.errors import (
     RequestCancelled,
     UpstreamLost,
 )
+from kuwa.wire.redaction import Redactor
 
 log = logging.getLogger("kuwa.kernel.chat")
 
@@ -187,7 +189,8 @@ class Chat:
         call.attempts += 1
         call.relay = relay = self._relay(call, replica, wire.reader(call))
         relay.on_over = cast("Story", call.story).wake
-        head = b"%b%b\r\n%bcontent-length: %d\r\n\r\n" % (route.head, call.own_id, call.forwarded, len(body))
+        forwarded = wire.forwarded(call, replica)
+        head = b"%b%b\r\n%bcontent-length: %d\r\n\r\n" % (route.head, call.own_id, forwarded, len(body))
         # After a failure no connection is trusted that was open before it.
         send = self._pool.send if call.attempts == 1 else self._pool.dial
         send(UpstreamRequest(route.origin, head, body), relay)
@@ -273,10 +276,12 @@ class Chat:
     def _went_wrong(self, call: Call, replica: Replica, verdict: Verdict) -> None:
         """Hold the failed attempt against the replica, and a death against the request. Raises RequestQuarantined."""
         now = self._clock.time()
+        # The log and the status page are not for the eyes of this client alone.
+        said = Redactor(*brought_keys(call.forwarded, call.form))(verdict.error.message)
         if verdict.elsewhere:
-            log.warning("request %s failed at %s: %s", call.id, replica.address, verdict.error)
+            log.warning("request %s failed at %s: %s", call.id, replica.address, said)
         if verdict.fault:
-            self._registry.failed(replica, now, str(verdict.error))
+            self._registry.failed(replica, now, said)
         if verdict.refused or verdict.death:
             self._registry.doubt(replica, now)
         settle(self._registry, self._dispatcher, now)

@@ -12,9 +12,10 @@ from functools import lru_cache
 import msgspec
 
 from kuwa.http.exchange import Head, header_lines
-from kuwa.wire.names import echoable_request_id
+from kuwa.wire import form as form_wire
+from kuwa.wire.names import PROVIDER_KEY_HEADER, echoable_request_id
 
-FORWARDED = (b"traceparent", b"tracestate", b"x-request-id", b"accept-language", b"x-kuwa-provider-key")
+FORWARDED = (b"traceparent", b"tracestate", b"x-request-id", b"accept-language", PROVIDER_KEY_HEADER)
 PRINCIPAL_BYTES = 16
 
 
@@ -77,3 +78,15 @@ class Caller(msgspec.Struct, frozen=True):
 def bearer(head: Head) -> bytes:
     """The credential of dialects that send `Authorization`, scheme included."""
     return head.get(b"authorization") or b""
+
+
+def brought_keys(lines: bytes, form: dict[str, str] | None) -> list[str]:
+    """The keys for providers that a request brings, in its header lines or its v1.0 form: never for a log."""
+    start = PROVIDER_KEY_HEADER + b":"
+    keys = [line[len(start) :].strip().decode("latin-1") for line in lines.splitlines() if line.startswith(start)]
+    return keys + [form[name] for name in form_wire.PROVIDER_KEY_FIELDS if name in form] if form else keys
+
+
+def without_provider_key(lines: bytes) -> bytes:
+    """Header lines as a server that is no executor of ours gets them: whose key a request brings is not known."""
+    return b"".join(line for line in lines.splitlines(keepends=True) if not line.startswith(PROVIDER_KEY_HEADER + b":"))

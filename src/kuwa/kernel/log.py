@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
-from typing import Any
+from collections.abc import MutableMapping
+from typing import Any, TextIO
 
 import structlog
+
+from kuwa.wire.lines import indented, one_line
 
 
 def configure(level: str) -> None:
@@ -20,12 +24,11 @@ def configure(level: str) -> None:
     ]
     console = structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty(),
-        # The default one prints local variables too, and with them what clients have sent.
-        exception_formatter=structlog.dev.plain_traceback,
+        exception_formatter=_traceback,
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, console],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _on_one_line, console],
     )
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
@@ -41,3 +44,21 @@ def configure(level: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _on_one_line(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What replicas and clients have said takes no other line than that of the event, and no terminal obeys it."""
+    del logger, method
+    for name, value in event.items():
+        if name == "stack":
+            event[name] = indented(str(value))
+        elif name not in ("exc_info", "exception"):
+            event[name] = one_line(value if isinstance(value, str) else repr(value))
+    return event
+
+
+def _traceback(out: TextIO, exc_info: Any) -> None:
+    """The default one prints local variables too, and with them what clients have sent."""
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    out.write(indented(text.getvalue()))

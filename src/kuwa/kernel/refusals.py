@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from kuwa.wire.errors import BadUpstream, KuwaError
@@ -26,14 +28,20 @@ class Usage(msgspec.Struct, frozen=True):
         return (details.cached_tokens or 0) if details is not None else 0
 
 
-def error_from_answer(status: int, body: bytes, who: str, retry_after: bytes = b"") -> tuple[KuwaError, bool]:
-    """What an answer other than 200 means: the error for the client, and whether another replica may do better."""
+def error_from_answer(
+    status: int, body: bytes, who: str, retry_after: bytes = b"", hide: Callable[[str], str] = str
+) -> tuple[KuwaError, bool]:
+    """What an answer other than 200 means: the error for the client, and whether another replica may do better.
+
+    `hide` takes out of the replica's words what a client is not to read.
+    """
     passed = PassedOn.of(status, body)
     if passed is not None:
+        passed.reword(hide)
         if retry_after.isdigit():
             passed.retry_after_s = min(int(retry_after[:9]), MAX_RETRY_AFTER_S)
         return passed, passed.retryable_elsewhere
-    shown = body[:200].decode("utf-8", "replace").strip() or "nothing"
+    shown = hide(body.decode("utf-8", "replace"))[:200].strip() or "nothing"
     return BadUpstream(f"{who} answered with status {status} and {shown!r}."), status >= 500 or status in (
         404,
         429,

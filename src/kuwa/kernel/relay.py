@@ -15,7 +15,7 @@ that an attempt which fails before it can be made again elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -411,11 +411,15 @@ class WholeRelay(Relay):
         if self.reader is not None:
             body = self.reader.whole(body)
         try:
-            self.usage = _decode_answer(body).usage
+            answer = _decode_answer(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             shown = body[:100].decode("utf-8", "replace")
             self.on_lost(BadUpstream(f"The replica answered with something that is no JSON object: {shown!r}."))
             return
+        if answer.error:
+            self.on_lost(PassedOn.of(502, body) or BadUpstream(f"The replica failed: {body[:500]!r}"))
+            return
+        self.usage = answer.usage
         headers = self.headers
         if self.renderer is not None:
             try:
@@ -434,6 +438,7 @@ class WholeRelay(Relay):
 
 class _Answer(msgspec.Struct):
     usage: Usage | None = None
+    error: Any = None
 
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode

@@ -19,6 +19,7 @@ from kuwa.wire.errors import (
     ResumeMismatch,
     UpstreamLost,
 )
+from kuwa.wire.redaction import Redactor
 
 # What an executor says that is well and only has no room, or is the wrong one to ask: no failure of its own.
 _NO_FAULT = frozenset((Draining.code, NoReplica.code, QueueFull.code, ResumeMismatch.code, "rate_limit_exceeded"))
@@ -44,14 +45,16 @@ class Verdict:
 def judge(attempt: Relay, replica: Replica) -> Verdict:
     """The verdict on an attempt at `replica` that has failed: it has a `refusal` or an `error`."""
     error, refusal = attempt.error, attempt.refusal
+    hide = Redactor(replica.authorization.removeprefix(b"Bearer ").decode())
     if error is None:
         if refusal is None:
             raise ValueError("an attempt that went well is not judged")
         who = f"The executor at {replica.address}"
-        error, elsewhere = error_from_answer(refusal.status, bytes(refusal.body), who, refusal.retry_after)
+        error, elsewhere = error_from_answer(refusal.status, bytes(refusal.body), who, refusal.retry_after, hide)
         elsewhere = elsewhere or error.code == ResumeMismatch.code
         fault = refusal.status >= 500 and error.code not in _NO_FAULT
         return Verdict(error, elsewhere, fault=fault, death=error.code == EngineLost.code)
+    error.reword(hide)
     if isinstance(error, StreamDiffers):
         return Verdict(error)
     engine_died = error.code == EngineLost.code

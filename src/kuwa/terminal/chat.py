@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 from kuwa.client import Client, Message, Usage
 from kuwa.terminal.complaints import BAD_USAGE, FAILED, complain, not_served, problem
 from kuwa.terminal.config import Setting
-from kuwa.terminal.conversation import COMMANDS, REMOVE, Conversation, Entry, command, printable
+from kuwa.terminal.conversation import COMMANDS, REMOVE, Conversation, Entry, command
 from kuwa.terminal.lines import Lines
 from kuwa.terminal.piped import piped
 from kuwa.terminal.texts import texts
 from kuwa.wire.errors import KuwaError
+from kuwa.wire.lines import printable
 
 if TYPE_CHECKING:
     from kuwa.terminal.markdown import AnswerView

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from kuwa.client import NoKernel
 from kuwa.terminal.config import Setting
-from kuwa.terminal.conversation import printable
 from kuwa.terminal.texts import Texts
 from kuwa.wire.errors import KuwaError
+from kuwa.wire.lines import printable
 
 FAILED = 1
 BAD_USAGE = 2

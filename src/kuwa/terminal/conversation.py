@@ -82,8 +82,3 @@ def command(text: str) -> tuple[str, str]:
     """A command and what stands behind it."""
     name, _, rest = text.partition(" ")
     return name.strip(), rest.strip()
-
-
-def printable(text: str) -> str:
-    """`text` without what a terminal would obey: a model's answer is not to move the cursor or set the title."""
-    return "".join(c for c in text if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f"))

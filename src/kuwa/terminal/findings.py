@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from kuwa.client import Report
-from kuwa.terminal.conversation import printable
 from kuwa.terminal.texts import Texts
+from kuwa.wire.lines import printable
 
 GIB = 2**30
 LITTLE_MEMORY = GIB

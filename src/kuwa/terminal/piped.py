@@ -11,9 +11,10 @@ from contextlib import aclosing
 from kuwa.client import Client, Refused
 from kuwa.terminal.complaints import BAD_USAGE, FAILED, complain, listing, not_served, problem
 from kuwa.terminal.config import Setting
-from kuwa.terminal.conversation import Conversation, printable
+from kuwa.terminal.conversation import Conversation
 from kuwa.terminal.texts import Texts, texts
 from kuwa.wire.errors import KuwaError
+from kuwa.wire.lines import printable
 
 
 def piped(setting: Setting, access_code: str, system: str) -> int:

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 from kuwa.client import Client, Replica, Report
 from kuwa.terminal.complaints import FAILED, complain, problem
 from kuwa.terminal.config import Setting
-from kuwa.terminal.conversation import printable
 from kuwa.terminal.texts import Texts, texts
 from kuwa.wire.errors import KuwaError
+from kuwa.wire.lines import printable
 
 PIPE_WIDTH = 1000
 STYLES = {"ready": "green", "starting": "blue", "suspect": "yellow", "draining": "yellow", "ejected": "red"}

@@ -6,6 +6,7 @@ The kernel and the executors raise them; `KuwaError.body` is the OpenAI shape th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -29,6 +30,15 @@ class KuwaError(Exception):
         """The OpenAI error object: `{"error": {message, type, param, code}}`."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error}
+
+    def reword(self, hide: Callable[[str], str]) -> None:
+        """Have `hide` take out of every part what a client is not to read. Words of ours stay: they tell nothing."""
+        self.message = hide(self.message)
+        self.args = (self.message,)
+        self.param = hide(self.param) if self.param else self.param
+        ours = _words_of(KuwaError)
+        self.type = self.type if self.type in ours else hide(self.type)
+        self.code = self.code if self.code in ours else hide(self.code)
 
     def body(self) -> bytes:
         """`payload` as JSON."""
@@ -76,6 +86,11 @@ class OpenAIErrors:
 
 PLAIN: ErrorShape = PlainErrors()
 OPENAI: ErrorShape = OpenAIErrors()
+
+
+def _words_of(kind: type[KuwaError]) -> set[str]:
+    """The types and codes of an error and of all that are derived from it."""
+    return {kind.type, kind.code}.union(*map(_words_of, kind.__subclasses__()))
 
 
 class InternalError(KuwaError):

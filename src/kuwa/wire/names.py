@@ -13,6 +13,7 @@ MAX_CLIENT_REQUEST_ID = 128
 RESERVED_PREFIX = "bot/"
 ID_BYTES = 12
 IDS_AT_A_TIME = 256
+PROVIDER_KEY_HEADER = b"x-kuwa-provider-key"
 
 
 def check_access_code(code: str) -> str:

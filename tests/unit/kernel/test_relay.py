@@ -281,6 +281,16 @@ def test_a_whole_answer_that_is_no_json_object_is_never_passed_on(body: bytes) -
     assert client.transport.written == b""
 
 
+def test_a_whole_answer_that_says_that_it_failed_is_no_answer() -> None:
+    client = Client()
+    relay = WholeRelay(client.exchange, b"", Clock())
+    relay.on_head(JSON)
+    relay.on_data(b'{"error":{"message":"out of memory","code":"oom"}}', ended=True)
+    assert relay.error is not None
+    assert (relay.error.status, relay.error.code, relay.error.message) == (502, "oom", "out of memory")
+    assert client.transport.written == b""
+
+
 def test_events_become_the_raw_text_of_the_old_wire() -> None:
     client = Client()
     relay = EventRelay(client.exchange, b"", Clock(), renderer=TextRenderer())

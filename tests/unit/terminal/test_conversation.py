@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuwa.terminal.conversation import Conversation, Entry, command, printable
+from kuwa.terminal.conversation import Conversation, Entry, command
+from kuwa.wire.lines import printable
 
 
 def entry(*lines: str) -> Entry:

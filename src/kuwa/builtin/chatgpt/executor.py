@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from kuwa.builtin.chatgpt.upstream import Upstream
     from kuwa.executor import Embeddings, EmbedRequest, Request
 
-OPENAI = Provider("openai", ("OPENAI_API_KEY",), "openai_token")
-DEFAULT_BASE_URL = "https://api.openai.com/v1"
+OPENAI = Provider("openai", ("OPENAI_API_KEY",), "openai_token", "api.openai.com")
+DEFAULT_BASE_URL = f"https://{OPENAI.host}/v1"
 DEFAULT_MODEL = "gpt-3.5-turbo"
 DEFAULT_TIMEOUT_S = 600.0
 OWN_FIELDS_PREFIX = "kuwa"
@@ -57,7 +57,6 @@ class ChatGPTExecutor(LLMExecutor):
         "echo",
     )
     handles_stop = True
-    provider_key_field = OPENAI.form_field
     secret_options = ("--api_key",)
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -103,6 +102,7 @@ class ChatGPTExecutor(LLMExecutor):
         self.defaults = collect(self.args, PARAMETERS, read_config(self.args.generation_config))
         self.proxy = find_proxy(self.args, self.environment)
         self.keys = find_keys(self.args, self.environment, OPENAI, Path.home())
+        self.provider_key_field = self.keys.form_field
         if not self.keys:
             logging.getLogger(__name__).warning("chatgpt has no API key of its own. %s", self.keys.ways())
 

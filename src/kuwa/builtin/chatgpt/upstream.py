@@ -234,7 +234,9 @@ def embeddings(answer: bytes, origin: Origin) -> Embeddings:
         usage = cast("Fields", whole.get("usage") or {})
         return Embeddings(vectors, int(usage.get("prompt_tokens") or 0))
     except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError, KeyError, ValueError, struct.error) as error:
-        raise BadUpstream(f"{origin.base_url} sent embeddings that cannot be read: {error}.") from error
+        raise BadUpstream(
+            f"{origin.base_url} sent embeddings that cannot be read: {origin.quote(str(error))}."
+        ) from error
 
 
 def _vector(value: Any) -> list[float]:

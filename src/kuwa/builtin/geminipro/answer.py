@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kuwa.executor.chunks import Chunk, Finish, FinishReason, RawEvent, Reasoning, Text
+from kuwa.executor.provider.failures import Origin
 from kuwa.wire.errors import BadUpstream, ContentFiltered, UpstreamLost
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ _BROKEN = {"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "MALFORMED_RESPONS
 class Reading:
     """What has come of one answer. `usage` is the last count that was sent, in OpenAI's form."""
 
-    def __init__(self, base_url: str) -> None:
-        self._base_url = base_url
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
         self._calls: dict[int, int] = {}
         self._finished = False
         self.usage: Fields | None = None
@@ -39,7 +40,7 @@ class Reading:
             self.usage = _usage(response)
         feedback = response.prompt_feedback
         if feedback is not None and feedback.block_reason is not None and not response.candidates:
-            said = feedback.block_reason_message or ""
+            said = self._origin.quote(feedback.block_reason_message or "")
             raise ContentFiltered(f"Gemini blocked the prompt ({feedback.block_reason.name}). {said}".strip())
         for candidate in response.candidates or []:
             yield from self._candidate(candidate)
@@ -47,7 +48,7 @@ class Reading:
     def end(self) -> Iterator[Chunk]:
         """The answer is over. Raises UpstreamLost where it ended in the middle."""
         if not self._finished:
-            raise UpstreamLost(f"{self._base_url} ended its answer in the middle.")
+            raise UpstreamLost(f"{self._origin.base_url} ended its answer in the middle.")
         if self.usage is not None:
             yield _event({"choices": [], "usage": self.usage})
 
@@ -91,7 +92,8 @@ class Reading:
 
     def _reason(self, name: str, message: str, choice: int) -> FinishReason:
         if name in _BROKEN:
-            raise BadUpstream(f"{self._base_url}: the model's answer is broken ({name}). {message}".strip())
+            said = self._origin.quote(message)
+            raise BadUpstream(f"{self._origin.base_url}: the model's answer is broken ({name}). {said}".strip())
         if name == "STOP" and self._calls.get(choice):
             return "tool_calls"
         return _REASONS.get(name, "content_filter")

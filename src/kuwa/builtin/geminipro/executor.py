@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from kuwa.executor import EmbedRequest, Request
     from kuwa.executor.chunks import Chunk
 
-GOOGLE = Provider("gemini", ("GEMINI_API_KEY", "GOOGLE_API_KEY"), "google_token")
-DEFAULT_BASE_URL = "https://generativelanguage.googleapis.com"
+GOOGLE = Provider("gemini", ("GEMINI_API_KEY", "GOOGLE_API_KEY"), "google_token", "generativelanguage.googleapis.com")
+DEFAULT_BASE_URL = f"https://{GOOGLE.host}"
 # Google retires dated models within a year or two; the alias goes on naming the current one.
 DEFAULT_MODEL = "gemini-flash-latest"
 DEFAULT_EMBEDDING_MODEL = "gemini-embedding-001"
@@ -45,7 +45,6 @@ class GeminiProExecutor(LLMExecutor):
     concurrency = 100
     capabilities = ("tools", "images", "audio", "files", "videos", "response_format", "logprobs", "n")
     handles_stop = True
-    provider_key_field = GOOGLE.form_field
     secret_options = ("--api_key",)
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -73,6 +72,7 @@ class GeminiProExecutor(LLMExecutor):
         self.defaults = collect(self.args, TABLE, read_config(self.args.generation_config))
         self.proxy = find_proxy(self.args, self.environment)
         self.keys = find_keys(self.args, self.environment, GOOGLE, Path.home())
+        self.provider_key_field = self.keys.form_field
         if not self.keys:
             logging.getLogger(__name__).warning("geminipro has no API key of its own. %s", self.keys.ways())
         # Their lines name whole requests; the executor's own log has one for what fails.
@@ -102,7 +102,7 @@ class GeminiProExecutor(LLMExecutor):
         instruction, turns = contents(messages)
         if instruction is not None:
             config["system_instruction"] = instruction
-        reading = Reading(self.args.base_url)
+        reading = Reading(origin)
         async with aclosing(self.upstream.answer(turns, config, origin)) as responses:
             async for response in responses:
                 for chunk in reading.chunks(response):

@@ -28,13 +28,10 @@ from kuwa.wire.errors import (
     RequestTooLarge,
     UpstreamTimeout,
 )
+from kuwa.wire.redaction import Redactor
 
 MAX_WORDS = 2000
 MAX_RETRY_AFTER_S = 3600
-# Shorter "keys" are placeholders for servers that ask for none; taking them out would garble the text.
-MIN_SECRET = 4
-# Providers show a refused key with its middle starred out; the ends of it are still nobody's business.
-_STARRED = re.compile(r"\S*\*{3,}\S*")
 # What servers without a code for it say: vLLM and others of OpenAI's dialect, llama-server, Gemini.
 _TOO_LONG = re.compile(
     r"maximum context length|exceeds? the (available )?context|input token count.{0,40}exceeds the maximum|"
@@ -77,9 +74,7 @@ class Origin:
 
     def quote(self, words: str) -> str:
         """The provider's own words, bounded, without the key."""
-        if len(self.key) >= MIN_SECRET:
-            words = words.replace(self.key, "***")
-        return _STARRED.sub("***", words)[:MAX_WORDS]
+        return Redactor(self.key)(words)[:MAX_WORDS]
 
 
 def refusal(
@@ -90,7 +85,7 @@ def refusal(
     said = origin.quote(_message(error, body))
     answered = f"{origin.base_url} answered {status}: {said or 'nothing that explains it.'}"
     param = error.get("param")
-    param = param if isinstance(param, str) else None
+    param = origin.quote(param) if isinstance(param, str) else None
     match status:
         case 401:
             return InvalidApiKey(f"{answered} (The key came from {origin.key_source}; is it right for this server?)")
@@ -106,7 +101,7 @@ def refusal(
             wait = headers.get("retry-after") or _retry_delay(error)
             return RateLimited(answered, retry_after_s=retry_after_s(wait, now))
         case _ if 300 <= status < 400:
-            where = headers.get("location", "another place")
+            where = origin.quote(headers.get("location", "another place"))
             return BadUpstream(f"{answered} (It points to {where}; is that the right --base_url?)")
         case _ if 400 <= status < 500:
             return _refused_request(error, said, answered, param, origin)
@@ -124,7 +119,7 @@ def _refused_request(
     if "API_KEY_INVALID" in codes:
         return InvalidApiKey(f"{answered} (The key came from {origin.key_source}; is it right for this server?)")
     if "context_length_exceeded" in codes or _TOO_LONG.search(said):
-        return ContextLengthExceeded(said + _llama_figures(error), param=param)
+        return ContextLengthExceeded(said + origin.quote(_llama_figures(error)), param=param)
     if codes & _FILTERED:
         return ContentFiltered(said, param=param)
     return InvalidRequest(said or answered, param=param)
@@ -136,8 +131,9 @@ def broken_event(error: object, origin: Origin) -> KuwaError:
 
 
 def not_a_stream(content_type: str, origin: Origin) -> KuwaError:
+    what = origin.quote(content_type) or "no content type"
     return BadUpstream(
-        f"{origin.base_url} answered with {content_type or 'no content type'} instead of an event stream; "
+        f"{origin.base_url} answered with {what} instead of an event stream; "
         f"is --base_url the base of an OpenAI-compatible API?{origin.url_hint}"
     )
 

@@ -14,12 +14,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from kuwa.executor.arguments import UsageError
 from kuwa.wire.errors import InvalidApiKey, MissingApiKey
 from kuwa.wire.secrets import MAX_SECRET_LENGTH, PRIVATE_MODE, BadSecret, Secret, decode, secrets_file, usable_key
 
 KEY_OPTION = "--api_key"
+THIRD_PARTY_OPTION = "--use_third_party_api_key"
+THIRD_PARTY_FIELD = "third_party_token"
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +32,19 @@ class Provider:
     """Where keys for a provider are looked for.
 
     `secret` is what `kuwa secrets` calls it; `variables` are asked in their order; `form_field` is the field of the
-    v1.0 form that brings a user's own.
+    v1.0 form that brings a user's own key for the provider, whose API is at `host`.
     """
 
     secret: str
     variables: tuple[str, ...]
     form_field: str
+    host: str
+
+    def owns(self, url: str) -> bool:
+        """Whether `url` is at the provider's own host (or one below it), where nobody on the way reads the key."""
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        return parts.scheme == "https" and (host == self.host or host.endswith("." + self.host))
 
 
 def add_key_options(add_argument: Callable[..., Any], provider: Provider) -> None:
@@ -53,16 +63,38 @@ def add_key_options(add_argument: Callable[..., Any], provider: Provider) -> Non
         help="A file that holds the API key, so that it stands on no command line",
     )
     add_argument("--no_override_api_key", action="store_true", help="Do not let a request bring a key of its own")
+    add_argument(
+        THIRD_PARTY_OPTION,
+        action="store_true",
+        help="Send a key that a request brings to --base_url, whoever serves there; in the v1.0 form it is in "
+        f"{THIRD_PARTY_FIELD} instead of {provider.form_field}. Without this option such a key goes to {provider.host} "
+        "alone",
+    )
 
 
 class Keys:
-    """The operator's key, if there is one, and whether a request may bring another."""
+    """The operator's key, if there is one, and whether a request may bring another.
 
-    def __init__(self, provider: Provider, *, own: str, source: str, requests_may_bring: bool) -> None:
+    `form_field` is the field of the v1.0 form that may bring it. `withheld_from` is the server that gets no key of a
+    request, since it is not the provider's; empty where requests may bring a key, or may bring none anywhere.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        own: str,
+        source: str,
+        requests_may_bring: bool,
+        form_field: str,
+        withheld_from: str,
+    ) -> None:
         self._provider = provider
         self._own = own
         self._source = source
         self._requests_may_bring = requests_may_bring
+        self.form_field = form_field
+        self.withheld_from = withheld_from
 
     def __bool__(self) -> bool:
         """Whether the operator gave one."""
@@ -84,23 +116,45 @@ class Keys:
     def ways(self) -> str:
         """How a key can be given."""
         provider = self._provider
-        brought = f"Send one with the request (header X-Kuwa-Provider-Key, or {provider.form_field} in the v1.0 form), "
-        return (
+        brought = f"Send one with the request (header X-Kuwa-Provider-Key, or {self.form_field} in the v1.0 form), "
+        ways = (
             f"{brought + 'or have' if self._requests_may_bring else 'Have'} the executor started with --api_key, "
             f"--api_key_file or {' or '.join(provider.variables)} in its environment, or run "
             f"'kuwa secrets set {provider.secret}' and start it again; a server that asks for no key takes any, such "
             "as --api_key dummy."
         )
+        return f"{ways} {self.withholding()}" if self.withheld_from else ways
+
+    def withholding(self) -> str:
+        """Why a key that a request brings is not used, and how it would be."""
+        return (
+            f"A key that a request brings is not sent to {self.withheld_from}, since it may be meant for "
+            f"{self._provider.host} alone; {THIRD_PARTY_OPTION} sends it."
+        )
 
 
 def find_keys(args: argparse.Namespace, environment: Mapping[str, str], provider: Provider, home: Path) -> Keys:
     """The operator's key, from the first place that has one: `--api_key`, `--api_key_file`, the environment, the
-    global value. Raises UsageError for a place that was named and holds no key.
+    global value; and whether requests may bring another to `--base_url`. Raises UsageError for a place that was named
+    and holds no key.
     """
     key, source = _first(args, environment, provider, home)
     if key and not usable_key(key):
         raise UsageError(f"the API key from {source} holds spaces, line breaks or characters that no key has")
-    return Keys(provider, own=key, source=source, requests_may_bring=not args.no_override_api_key)
+    base_url = str(args.base_url)
+    overridable = not args.no_override_api_key
+    reaches = args.use_third_party_api_key or provider.owns(base_url)
+    keys = Keys(
+        provider,
+        own=key,
+        source=source,
+        requests_may_bring=overridable and reaches,
+        form_field=THIRD_PARTY_FIELD if args.use_third_party_api_key else provider.form_field,
+        withheld_from=urlsplit(base_url).netloc if overridable and not reaches else "",
+    )
+    if keys.withheld_from:
+        log.info("%s", keys.withholding())
+    return keys
 
 
 def _first(args: argparse.Namespace, environment: Mapping[str, str], provider: Provider, home: Path) -> tuple[str, str]:

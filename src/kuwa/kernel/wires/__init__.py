@@ -24,6 +24,10 @@ class ReplicaWire(Protocol):
         """Raises Unsupported for what the wire cannot carry."""
         ...
 
+    def forwarded(self, call: Call, replica: Replica) -> bytes:
+        """The client's header lines that travel on."""
+        ...
+
     def reader(self, call: Call) -> Reader | None:
         """None where the replica's answers are OpenAI's as they are."""
         ...

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from kuwa.kernel.call import Call
+from kuwa.kernel.identity import without_provider_key
 from kuwa.kernel.registry import Replica
 from kuwa.wire import form as form_wire
 from kuwa.wire.errors import InvalidRequest
@@ -24,6 +25,9 @@ class OpenAIWire:
         if replica.model or (call.form is not None and replica.source == "upstream"):
             body = body_for_upstream(body, replica.model)
         return replica.base_url + call.route, JSON, body
+
+    def forwarded(self, call: Call, replica: Replica) -> bytes:
+        return call.forwarded if replica.source != "upstream" else without_provider_key(call.forwarded)
 
     def reader(self, call: Call) -> None:
         del call

@@ -31,6 +31,10 @@ class V1Wire:
         form = form_from_openai(call.body, call.access_code, history_id, "0")
         return replica.endpoint, FORM, form_wire.encode_form(form)
 
+    def forwarded(self, call: Call, replica: Replica) -> bytes:
+        del replica
+        return call.forwarded
+
     def reader(self, call: Call) -> TextReader:
         return TextReader("chatcmpl-" + call.id, call.access_code)
 

@@ -81,6 +81,27 @@ def test_a_key_with_its_middle_starred_out_is_not_shown_either(origin: Origin) -
     assert "6789" not in error.message
 
 
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 429, 500, 504])
+def test_no_part_of_an_error_repeats_the_key(origin: Origin, status: int) -> None:
+    body = {"error": {"message": f"Bearer {KEY[:-1]}", "param": f"headers.{KEY}", "code": KEY, "type": KEY}}
+    assert "canary" not in str(refusal(status, {}, body, origin).payload())
+
+
+def test_a_redirect_that_holds_the_key_is_told_without_it(origin: Origin) -> None:
+    error = refusal(307, {"location": f"https://login.test/?token={KEY}"}, "", origin)
+    assert "https://login.test/?***" in error.message
+    assert "canary" not in error.message
+
+
+def test_a_context_that_is_too_long_is_told_without_the_key(origin: Origin) -> None:
+    body = {"error": {"message": "exceeds the context", "n_prompt_tokens": KEY, "n_ctx": KEY}}
+    assert "canary" not in refusal(400, {}, body, origin).message
+
+
+def test_a_content_type_that_holds_the_key_is_told_without_it(origin: Origin) -> None:
+    assert "canary" not in not_a_stream(f"text/html; token={KEY}", origin).message
+
+
 def test_a_placeholder_key_does_not_garble_the_text() -> None:
     error = refusal(401, {}, said("no such user"), Origin("http://h/v1", "m", "u", "--api_key"))
     assert "no such user" in error.message

@@ -14,13 +14,15 @@ from kuwa.executor.provider.address import check_base_url
 from kuwa.executor.provider.keys import Keys, Provider, add_key_options, find_keys
 from kuwa.wire.errors import InvalidApiKey, MissingApiKey
 
-PROVIDER = Provider("openai", ("OPENAI_API_KEY", "OTHER_API_KEY"), "openai_token")
+PROVIDER = Provider("openai", ("OPENAI_API_KEY", "OTHER_API_KEY"), "openai_token", "api.provider.test")
+HOME_URL = "https://api.provider.test/v1"
 CANARY = "sk-canary-5c1d"
 
 
 def found(home: Path, *arguments: str, **environment: str) -> Keys:
     parser = argparse.ArgumentParser()
     add_key_options(parser.add_argument, PROVIDER)
+    parser.add_argument("--base_url", default=HOME_URL)
     return find_keys(parser.parse_args(arguments), environment, PROVIDER, home)
 
 
@@ -90,6 +92,44 @@ def test_a_file_of_global_values_that_is_none_is_told_without_its_content(
 
 def test_a_requests_key_is_not_used_where_the_operator_forbids_it(tmp_path: Path) -> None:
     assert found(tmp_path, "--api_key", "sk-option", "--no_override_api_key").choose("sk-own")[0] == "sk-option"
+
+
+@pytest.mark.parametrize("url", [HOME_URL, "https://eu.api.provider.test/v1", "https://API.Provider.test:443"])
+def test_a_requests_key_goes_to_the_provider(tmp_path: Path, url: str) -> None:
+    keys = found(tmp_path, "--api_key", "sk-option", "--base_url", url)
+    assert (keys.choose("sk-own")[0], keys.form_field, keys.withheld_from) == ("sk-own", "openai_token", "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://api.provider.test/v1",
+        "https://api.provider.test.evil.test/v1",
+        "https://evil-api.provider.test/v1",
+        "https://provider.test/v1",
+        "https://elsewhere.test/api.provider.test/v1",
+        "http://127.0.0.1:8000/v1",
+    ],
+)
+def test_a_requests_key_goes_nowhere_else_unless_the_operator_says_so(
+    tmp_path: Path, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        keys = found(tmp_path, "--api_key", "sk-option", "--base_url", url)
+    assert keys.choose("sk-own") == ("sk-option", "--api_key")
+    assert keys.withheld_from in url
+    assert keys.withheld_from in caplog.text
+    assert "--use_third_party_api_key" in caplog.text
+    with pytest.raises(MissingApiKey, match="--use_third_party_api_key"):
+        found(tmp_path, "--base_url", url).choose("sk-own")
+
+    allowed = found(tmp_path, "--api_key", "sk-option", "--base_url", url, "--use_third_party_api_key")
+    assert (allowed.choose("sk-own")[0], allowed.form_field) == ("sk-own", "third_party_token")
+
+
+def test_the_option_against_requests_keys_goes_before_the_one_for_them(tmp_path: Path) -> None:
+    keys = found(tmp_path, "--api_key", "sk-option", "--no_override_api_key", "--use_third_party_api_key")
+    assert (keys.choose("sk-own")[0], keys.withheld_from) == ("sk-option", "")
 
 
 def test_without_any_key_the_answer_names_the_ways_to_give_one(tmp_path: Path) -> None:
