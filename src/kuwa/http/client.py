@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from kuwa.http.framing import HeaderPair, ResponseHead
-from kuwa.http.upstream import Origin, UnframedHandler, UpstreamConnection, UpstreamPool, UpstreamRequest
+from kuwa.http.origin import Origin, UpstreamRequest
+from kuwa.http.upstream import UpstreamPool
+from kuwa.http.upstream_connection import UnframedHandler, UpstreamConnection
 from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamTimeout
 
 MAX_BUFFERED_BYTES = 256 * 1024

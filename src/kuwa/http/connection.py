@@ -1,7 +1,7 @@
 """One client connection: bytes become `Exchange`s, one after another, and their responses go back in that order.
 
-`ServerConnection` is the asyncio protocol of both programs' servers. It parses with httptools, checks Host and
-Origin, enforces the limits, and hands each whole request to the handler of its path. Requests of one connection
+`ServerConnection` is the asyncio protocol of both programs' servers. Its `RequestReader` parses; it checks Host and
+Origin, enforces the deadlines, and hands each whole request to the handler of its path. Requests of one connection
 form one FIFO: the next one's handler starts when the response before it has ended. A handler answers through its
 `Exchange`, at once or later, whole or streamed.
 
@@ -14,21 +14,16 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-import httptools
-
-from kuwa.http.exchange import Exchange, Handler, Head, HeaderPair, header_lines
+from kuwa.http.exchange import Exchange, Handler, Head
 from kuwa.http.heads import Cut, HeadMemo, KnownHead, cut_head
+from kuwa.http.request_reader import Limits, RequestReader, body_too_large
 from kuwa.wire.errors import (
     ErrorShape,
-    HeadersTooLarge,
     InternalError,
-    InvalidRequest,
     KuwaError,
     RequestTimeout,
-    RequestTooLarge,
     TooManyConnections,
 )
 
@@ -42,23 +37,7 @@ MAX_PIPELINED = 16
 STALL_PROGRESS_BYTES = 1024
 LINGER_S = 3.0
 MAX_UNSENT_BYTES = 64 * 1024
-CHUNK_LINE_BYTES = 12  # the most that the framing of a chunk takes without extensions: 8 digits and two line ends
 MAX_REFUSED = 32  # connections beyond the bound that are told so at once; others are cut
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of one server connection: bytes and seconds. `connections`: how many there may be at once."""
-
-    connections: int = 1_000_000
-    head_bytes: int = 32 * 1024
-    head_count: int = 100
-    body_bytes: int = 32 * 1024 * 1024
-    write_buffer_bytes: int = 64 * 1024
-    head_timeout_s: float = 10.0
-    body_timeout_s: float = 30.0
-    idle_timeout_s: float = 75.0
-    write_stall_s: float = 30.0
 
 
 class ServerContext(Protocol):
@@ -82,28 +61,21 @@ class ServerConnection(asyncio.Protocol):
     __slots__ = (
         "_body",
         "_body_limit",
-        "_body_size",
-        "_chunk_lines",
         "_closing",
-        "_completed",
         "_current",
         "_cut",
         "_drain_waiters",
         "_expected",
-        "_head_size",
-        "_headers",
         "_known",
         "_missing",
         "_parsed",
-        "_parser",
         "_phase",
         "_queue",
+        "_reader",
         "_reading_paused",
         "_since",
         "_stall_left",
         "_stall_since",
-        "_target",
-        "_upgrading",
         "congested",
         "local",
         "peer",
@@ -116,17 +88,10 @@ class ServerConnection(asyncio.Protocol):
         self.peer: tuple[str, int] = ("", 0)
         self.local: tuple[str, int] = ("", 0)
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
-        self._parser = httptools.HttpRequestParser(self)
-        self._target = b""
-        self._headers: list[HeaderPair] = []
-        self._head_size = 0  # of the head; then of what else is no body: chunk extensions and trailers
-        self._chunk_lines = 0
-        self._upgrading = False
+        self._reader = RequestReader(self, server.limits)
         self._parsed: Head = cast("Head", None)
         self._body: list[bytes] = []
         self._body_limit = server.limits.body_bytes
-        self._body_size = 0
-        self._completed = 0
         self._known: KnownHead[Head] | None = None
         self._expected: KnownHead[Head] | None = None  # the known head, while the next request may begin with it
         self._cut: Cut | None = None
@@ -172,47 +137,10 @@ class ServerConnection(asyncio.Protocol):
         between = self._phase == "idle" or self._phase == "new"
         if between and self._current is None and not self._queue and self._recognise(data):
             return
-        self._parse(data)
-
-    def _parse(self, data: bytes) -> None:
-        completed, phase = self._completed, self._phase
-        body_size, self._chunk_lines = self._body_size, 0
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            upgrade_at = upgrade.args[0]
-        except httptools.HttpParserError as error:
-            self._refuse(_refusal_of(error))
-            return
-        else:
-            upgrade_at = 0
-        if upgrade_at:
-            self._ignore_upgrade(data[upgrade_at:])
-            return
-        if self._completed != completed:
-            return
-        # The parser keeps an unfinished header, trailer or chunk extension to itself: count what it was fed.
-        if self._phase == "head":
-            self._head_size += len(data)
-        elif phase == "body":
-            framing = len(data) - (self._body_size - body_size) - self._chunk_lines * CHUNK_LINE_BYTES
-            self._head_size = max(-CHUNK_LINE_BYTES, self._head_size + framing)
-        if self._head_size > self.server.limits.head_bytes:
-            self._refuse(_head_too_large(self.server.limits))
-
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """Read a request that asks for another protocol as the HTTP/1.1 request that it is (RFC 9110, section 7.8).
-
-        The parser takes such a head for the end of HTTP, so the head is parsed again without the Upgrade header.
-        """
-        if not self._upgrading:
-            self._refuse(InvalidRequest("This server does not open tunnels."))
-            return
-        self._upgrading = False
-        method, version = self._parser.get_method(), self._parser.get_http_version().encode()
-        fields = header_lines(field for field in self._headers if field[0] != b"upgrade")
-        self._parser = httptools.HttpRequestParser(self)
-        self._parse(b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self._target, version, fields, rest))
+            self._reader.feed(data)
+        except KuwaError as error:
+            self._refuse(error)
 
     def eof_received(self) -> bool | None:
         return None
@@ -222,6 +150,8 @@ class ServerConnection(asyncio.Protocol):
         self._closing = True
         self._expected = None
         self._queue.clear()
+        self._body = []
+        self._reader.close()
         self._release_drain()
         current, self._current = self._current, None
         if current is not None:
@@ -347,53 +277,31 @@ class ServerConnection(asyncio.Protocol):
         if rest:
             self.data_received(rest)
 
-    def on_message_begin(self) -> None:
-        self._target = b""
-        self._headers = []
-        self._head_size = 0
+    def request_begins(self) -> None:
         self._phase = "head"
         self._since = self.server.now
 
-    def on_url(self, url: bytes) -> None:
-        self._target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self._headers) == self.server.limits.head_count:
-            raise _head_too_large(self.server.limits)
-        self._headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        if self._parser.should_upgrade() and any(name == b"upgrade" for name, _ in self._headers):
-            self._upgrading = True
-            return
-        self._head_size = 0
-        self._parsed = head = self._read_head()
+    def head_complete(self, reader: RequestReader) -> None:
+        """Have the guard judge a parsed head and look up who answers it. Raises KuwaError."""
+        server = self.server
+        if reader.body_bytes > self._body_limit:
+            raise body_too_large(server.limits.body_bytes)
+        head = Head(reader.method, reader.target, reader.version, reader.fields(), reader.keep_alive)
+        head.errors = server.errors(head.path)
+        refusal = server.guard.check(
+            reader.host, head.get(b"origin"), head.get(b"sec-fetch-site"), head.method, head.path
+        )
+        head.handler = server.handler(head.method, head.path) if refusal is None else _refuses(refusal)
+        self._parsed = head
         cut, self._cut = self._cut, None
         if cut is not None and _memorable(head):
-            self._known = self.server.memo.add(cut, head)
-        self._body = []
-        self._body_size = 0
+            self._known = server.memo.add(cut, head)
         self._phase = "body"
-        self._since = self.server.now
+        self._since = server.now
         if head.expects_continue and self._current is None and not self._queue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def on_body(self, body: bytes) -> None:
-        self._body.append(body)
-        self._body_size += len(body)
-        if self._body_size > self.server.limits.body_bytes:
-            raise _body_too_large(self.server.limits)
-
-    def on_chunk_header(self) -> None:
-        self._chunk_lines += 1
-
-    def on_message_complete(self) -> None:
-        if self._upgrading:
-            return
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body = []
-        self._headers = []
-        self._completed += 1
+    def request_complete(self, body: bytes) -> None:
         self._phase = "idle"
         self._since = self.server.now
         if self._current is None and not self._queue:
@@ -403,39 +311,6 @@ class ServerConnection(asyncio.Protocol):
         if len(self._queue) >= MAX_PIPELINED or len(body) > self.server.limits.write_buffer_bytes:
             self._reading_paused = True
             self.transport.pause_reading()
-
-    def _read_head(self) -> Head:
-        limits = self.server.limits
-        fields = self._headers
-        size = len(self._target) + sum(len(name) + len(value) + 4 for name, value in fields)
-        if size > limits.head_bytes:
-            raise _head_too_large(limits)
-        if not self._target.startswith(b"/") or not self._target.isascii():
-            raise InvalidRequest("The request target must be a path such as /v1/models.")
-        version = self._parser.get_http_version()
-        hosts = [value for name, value in fields if name == b"host"]
-        if len(hosts) > 1 or (not hosts and version == "1.1"):
-            raise InvalidRequest("A request needs exactly one Host header.")
-        length = next((value for name, value in fields if name == b"content-length"), b"0")
-        if int(length) > limits.body_bytes:
-            raise _body_too_large(limits)
-        head = Head(
-            self._parser.get_method().decode("ascii"),
-            self._target,
-            version,
-            tuple(field for field in fields if field[0] != b"content-length"),
-            self._parser.should_keep_alive(),
-        )
-        head.errors = self.server.errors(head.path)
-        refusal = self.server.guard.check(
-            hosts[0] if hosts else b"localhost",
-            head.get(b"origin"),
-            head.get(b"sec-fetch-site"),
-            head.method,
-            head.path,
-        )
-        head.handler = self.server.handler(head.method, head.path) if refusal is None else _refuses(refusal)
-        return head
 
     # ---- answering them ------------------------------------------------------------------------------------
 
@@ -482,6 +357,8 @@ class ServerConnection(asyncio.Protocol):
         self._since = self.server.now
         broken = Head("GET", b"/", "1.1", (), keep_alive=False)
         broken.errors = self._error_shape()
+        self._body = []
+        self._reader.close()
         self._current = Exchange(self, broken, b"", keep_alive=False)
         self._current.fail(error)
 
@@ -489,7 +366,7 @@ class ServerConnection(asyncio.Protocol):
         """By what the request that is being read would be answered with an error, as far as its path is known."""
         if self._missing and self._known is not None:
             return self._known.head.errors
-        return self.server.errors(self._target.partition(b"?")[0].decode("latin-1"))
+        return self.server.errors(self._reader.target.partition(b"?")[0].decode("latin-1"))
 
     def _release_drain(self) -> None:
         self.congested = False
@@ -520,25 +397,6 @@ def _memorable(head: Head) -> bool:
         and head.get(b"upgrade") is None
         and head.get(b"connection") in (None, b"keep-alive", b"Keep-Alive")
     )
-
-
-def _head_too_large(limits: Limits) -> HeadersTooLarge:
-    return HeadersTooLarge(f"The request head is beyond {limits.head_bytes} bytes or {limits.head_count} headers.")
-
-
-def _body_too_large(limits: Limits) -> RequestTooLarge:
-    return RequestTooLarge(f"The request body is larger than {limits.body_bytes} bytes.")
-
-
-def _refusal_of(error: httptools.HttpParserError) -> KuwaError:
-    """Why a request cannot be read: the refusal that one of the parser's callbacks raised, or the parser's own."""
-    raised = error.__context__
-    if isinstance(raised, KuwaError):
-        return raised
-    if raised is not None:
-        log.error("reading a request failed", exc_info=raised)
-        return InternalError("Internal server error; see the server log.")
-    return InvalidRequest(f"This is no HTTP/1.1 request: {str(error).partition(chr(10))[0]}")
 
 
 def _address(name: object) -> tuple[str, int]:

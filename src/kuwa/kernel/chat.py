@@ -23,7 +23,8 @@ from typing import Any, cast
 import msgspec
 
 from kuwa.http.client import fetch
-from kuwa.http.upstream import Origin, UpstreamPool, UpstreamRequest
+from kuwa.http.origin import Origin, UpstreamRequest
+from kuwa.http.upstream import UpstreamPool
 from kuwa.kernel import deadlines
 from kuwa.kernel.accounting import Ledger, Outcome
 from kuwa.kernel.call import Aborted, Call

@@ -21,7 +21,7 @@ import msgspec
 
 from kuwa.http.exchange import JSON_LINE, Exchange, header_lines
 from kuwa.http.framing import ResponseHead, unframe
-from kuwa.http.upstream import UpstreamConnection
+from kuwa.http.upstream_connection import UpstreamConnection
 from kuwa.kernel.events import blocks_of, data_of, event_in, whole_events
 from kuwa.kernel.refusals import PassedOn, Usage
 from kuwa.kernel.renderer import Renderer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kuwa.http.upstream import Unanswered
+from kuwa.http.upstream_connection import Unanswered
 from kuwa.kernel.refusals import PassedOn, error_from_answer
 from kuwa.kernel.registry import Replica
 from kuwa.kernel.relay import Relay

@@ -7,14 +7,9 @@ from typing import Any
 import pytest
 
 from kuwa.http.framing import ResponseHead
-from kuwa.http.upstream import (
-    Origin,
-    Unanswered,
-    UnframedHandler,
-    UpstreamConnection,
-    UpstreamPool,
-    UpstreamRequest,
-)
+from kuwa.http.origin import Origin, UpstreamRequest
+from kuwa.http.upstream import UpstreamPool
+from kuwa.http.upstream_connection import Unanswered, UnframedHandler, UpstreamConnection
 from kuwa.wire.errors import BadUpstream, InternalError, KuwaError, UpstreamLost
 from unit.http.transport import Transport
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from kuwa.executor.provider.proxy import Proxy, tunnel_refused
 from kuwa.http.client import StreamedResponse, request_start
 from kuwa.http.framing import HeaderPair
-from kuwa.http.upstream import Origin, UpstreamConnection, UpstreamPool, UpstreamRequest
+from kuwa.http.origin import Origin, UpstreamRequest
+from kuwa.http.upstream import UpstreamPool
+from kuwa.http.upstream_connection import Unanswered, UpstreamConnection
 from kuwa.wire.errors import UpstreamTimeout
 
 CONNECT_TIMEOUT_S = 10.0
@@ -69,6 +71,9 @@ class Connections:
 class Call:
     """One request: entering sends it and gives its response, once the head has come; leaving before the end of the
     body cuts the connection. Entering raises as `kuwa.http.client.open_stream` does.
+
+    A provider closes idle connections when it likes, so a request that met such a moment is sent once more, over a new
+    connection. It cannot have ended a provider's process, as it might an executor's.
     """
 
     def __init__(self, connections: Connections, request: UpstreamRequest) -> None:
@@ -77,10 +82,17 @@ class Call:
         self._response = StreamedResponse(request.origin)
 
     async def __aenter__(self) -> StreamedResponse:
+        try:
+            return await self._sent(self._connections.pool.send)
+        except Unanswered:
+            self._response = StreamedResponse(self._request.origin)
+            return await self._sent(self._connections.pool.dial)
+
+    async def _sent(self, send: Callable[[UpstreamRequest, StreamedResponse], None]) -> StreamedResponse:
         response = self._response
         self._connections.open.add(response)
         try:
-            self._connections.pool.send(self._request, response)
+            send(self._request, response)
             await response.wait_for_head()
         except BaseException:
             self._leave()
