@@ -6,9 +6,11 @@
 //
 //   POST any path        "stream":true in the body -> SSE, else one JSON answer
 //   POST /kuwa...        a plain text stream, as a v1.0 executor sends it
-//   GET  /cfg?chunks=N&delay=US&ttft=US&pad=N&pings=0|1   changes a running mock; answers its settings, counters
-//                        and CPU. pings: of a stream only the first and the last chunk have content, the others
-//                        are SSE comments, as of a model that has nothing to say yet
+//   GET  /cfg?chunks=N&delay=US&ttft=US&pad=N&pings=0|1&step=N   changes a running mock; answers its settings,
+//                        counters and CPU. pings: of a stream only the first and the last chunk have content, the
+//                        others are SSE comments, as of a model that has nothing to say yet. step: a stream sends
+//                        so many chunks in one piece and waits for GET /step before the next ones, so that how many
+//                        the gateway reads at a time does not hang on the machine's speed
 //   GET  /v1/models, /metrics, server-info routes   what routers ask a model server before they trust it
 //
 // Each streamed chunk's text begins with '@' and the 16-digit CLOCK_MONOTONIC time in ns at which it was sent;
@@ -53,12 +55,13 @@ static connection *connections[MAX_FDS];
 static int epoll_fd;
 static char is_listener[MAX_FDS];
 static long answers, chunks_sent;
-static long setting_chunks = 50, setting_delay_us, setting_ttft_us, setting_pad, setting_pings;
+static long setting_chunks = 50, setting_delay_us, setting_ttft_us, setting_pad, setting_pings, setting_step;
 static char padding[MAX_PAD];
 
 // First chunks and later chunks wait in queues of their own: within each the delay is equal, so first in is
 // first due and no heap is needed.
 static queue first_chunks, later_chunks;
+static queue held; // streams that wait for GET /step
 
 static uint64_t now_ns(void) {
     struct timespec t;
@@ -127,6 +130,11 @@ static int send_chunk(connection *c, const char *text, int count, int last) {
     return send_all(c, framed, n);
 }
 
+// While it is on, the system collects what is sent; turned off, all of it leaves in one piece.
+static void cork(connection *c, int on) {
+    setsockopt(c->fd, IPPROTO_TCP, TCP_CORK, &on, sizeof on);
+}
+
 static void reply(connection *c, const char *content_type, const char *body) {
     char message[8192];
     int n = snprintf(message, sizeof message,
@@ -163,6 +171,9 @@ static void stream_step(connection *c) {
         drop(c);
         return;
     }
+    int step_ends = setting_step && (last || (c->chunks_total - c->chunks_left) % setting_step == 0);
+    if (step_ends)
+        cork(c, 0);
     if (last) {
         c->streaming = 0;
         answers++;
@@ -171,7 +182,15 @@ static void stream_step(connection *c) {
         return;
     }
     c->due = now_ns() + setting_delay_us * 1000;
-    push(&later_chunks, c);
+    push(step_ends ? &held : &later_chunks, c);
+}
+
+static void release_held(void) {
+    while (held.head) {
+        connection *c = pop(&held);
+        cork(c, 1);
+        push(&later_chunks, c);
+    }
 }
 
 static void read_setting(const char *query, const char *name, long *setting) {
@@ -187,6 +206,7 @@ static void answer_settings(connection *c, const char *query) {
     read_setting(query, "ttft=", &setting_ttft_us);
     read_setting(query, "pad=", &setting_pad);
     read_setting(query, "pings=", &setting_pings);
+    read_setting(query, "step=", &setting_step);
     if (setting_pad >= MAX_PAD)
         setting_pad = MAX_PAD - 1;
     sprintf(body,
@@ -202,7 +222,10 @@ static int starts_with(const char *text, const char *prefix) {
 static void answer_get(connection *c, const char *path) {
     if (starts_with(path, "/cfg"))
         answer_settings(c, path);
-    else if (starts_with(path, "/v1/models"))
+    else if (starts_with(path, "/step")) {
+        release_held();
+        reply(c, "application/json", "{}");
+    } else if (starts_with(path, "/v1/models"))
         reply(c, "application/json",
               "{\"object\":\"list\",\"data\":[{\"id\":\"mock\",\"object\":\"model\",\"created\":1700000000,"
               "\"owned_by\":\"mock\",\"root\":\"mock\",\"parent\":null}]}");
@@ -236,6 +259,8 @@ static int start_stream(connection *c, int plain_text) {
                     "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nCache-Control: no-cache\r\n"
                     "Transfer-Encoding: chunked\r\n\r\n",
                     plain_text ? "text/plain; charset=utf-8" : "text/event-stream; charset=utf-8");
+    if (setting_step)
+        cork(c, 1);
     if (send_all(c, head, n) < 0)
         return -1;
     c->plain_text = plain_text;
