@@ -11,7 +11,7 @@ from kuwa.wire.lease import EndedRequest
 MAX_PENDING = 10_000
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """How one request ended. Times are in seconds.
 
     `label` is `ok`, `cancelled`, or the code of the error that it ended with. `first_s` is the time to the first

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator
-from typing import Any, cast
+from collections.abc import Generator
+from typing import Any, Protocol, cast
 
 import msgspec
 
@@ -71,6 +71,12 @@ class Route(msgspec.Struct, frozen=True):
     head: bytes
 
 
+class LaysTrails(Protocol):
+    """What is asked of a dialect here."""
+
+    def trail(self, call: Call, policy: PolicyName) -> Trail: ...
+
+
 class Chat:
     """Serves every request that a model answers, of every dialect."""
 
@@ -98,11 +104,11 @@ class Chat:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.draining = False
 
-    def serve(self, call: Call, trail: Callable[[Call, PolicyName], Trail]) -> None:
-        """Start the story of `call`; it answers through its exchange. `trail` is its dialect's."""
+    def serve(self, call: Call, dialect: LaysTrails) -> None:
+        """Start the story of `call`, which came in `dialect`; it answers through its exchange."""
         dispatcher = self._dispatcher
         if dispatcher.policies and (policy := dispatcher.policy_of(call.access_code)) != "least_loaded":
-            call.trail = trail(call, policy)
+            call.trail = dialect.trail(call, policy)
         call.started_at = self._clock.time()
         exchange = call.exchange
         call.story = story = Story(self._story(call), exchange.abort)
@@ -341,23 +347,23 @@ class Chat:
         """Write how the request ended."""
         relay = call.relay
         first_at = relay.first_content_at if relay is not None else 0.0
-        total_s = self._clock.time() - call.started_at
         self._ledger.settle(
             Outcome(
-                request_id=call.id,
-                principal=call.principal,
-                access_code=call.access_code,
-                label=label,
-                total_s=total_s,
-                first_s=first_at - call.started_at if first_at else -1.0,
-                queue_s=call.queue_s,
-                whole=call.whole,
-                served=relay is not None or label != ModelNotFound.code,
-                sent=relay is not None,
-                attempts=call.attempts,
-                resumes=call.resumes,
-                usage=relay.usage if relay is not None else None,
+                call.id,
+                call.principal,
+                call.access_code,
+                label,
+                self._clock.time() - call.started_at,
+                first_at - call.started_at if first_at else -1.0,
+                call.queue_s,
+                call.whole,
+                relay is not None or label != ModelNotFound.code,
+                relay is not None,
+                call.attempts,
+                call.resumes,
+                relay.usage if relay is not None else None,
             )
+        )
         )
 
     # ---- asked from elsewhere ------------------------------------------------------------------------------

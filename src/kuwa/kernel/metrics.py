@@ -112,7 +112,7 @@ class Tally:
 
     def add_tokens(self, prompt: int, completion: int, cached: int = 0) -> bool:
         """Count the tokens of a request as its executor reports them. Whether they can be true; if not, none count."""
-        if not all(0 <= count <= MAX_TOKENS for count in (prompt, completion, cached)):
+        if min(prompt, completion, cached) < 0 or max(prompt, completion, cached) > MAX_TOKENS:
             return False
         self.prompt_tokens += prompt
         self.completion_tokens += completion

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -91,7 +90,7 @@ def call_for(
 
 
 class Serves(Protocol):
-    def serve(self, call: Call, trail: Callable[[Call, PolicyName], Trail]) -> None: ...
+    def serve(self, call: Call, dialect: Dialect) -> None: ...
 
 
 class Entrance:
@@ -120,14 +119,14 @@ class Entrance:
         except KuwaError as error:
             exchange.fail(error, caller.reply(own))
             return
-        self._chat.serve(call, self.dialect.trail)
+        self._chat.serve(call, self.dialect)
 
     async def _read_in_thread(self, exchange: Exchange, caller: Caller, own: bytes) -> None:
         """Other clients' streams must not wait for a large body to be read."""
         try:
             call = await asyncio.to_thread(self.dialect.read, exchange, caller, own, self._route)
             if not exchange.gone:
-                self._chat.serve(call, self.dialect.trail)
+                self._chat.serve(call, self.dialect)
         except KuwaError as error:
             exchange.fail(error, caller.reply(own))
         except Exception:
