@@ -364,7 +364,6 @@ class Chat:
                 relay.usage if relay is not None else None,
             )
         )
-        )
 
     # ---- asked from elsewhere ------------------------------------------------------------------------------
 
