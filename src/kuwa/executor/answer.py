@@ -249,6 +249,8 @@ def _split_choice(fields: Fields) -> tuple[int, Fields, Fields]:
     if "text" in fields:
         delta["content"] = fields["text"]
     beside = {k: v for k, v in fields.items() if k not in ("index", "delta", "text") and v is not None}
+    if not beside.get("finish_reason"):
+        beside.pop("finish_reason", None)  # some servers say "" until they have one
     return int(fields.get("index") or 0), delta, beside
 
 
@@ -337,7 +339,7 @@ class Events(Answer):
             return None
         event = _decode(data)
         choices = cast("list[Fields]", event.get("choices") or [])
-        if len(choices) != 1 or event.get("usage") or choices[0].get("finish_reason") is not None:
+        if len(choices) != 1 or event.get("usage") or choices[0].get("finish_reason"):
             return None
         delta = cast("Fields", choices[0].get("delta") or {})
         text = choices[0].get("text") if "text" in choices[0] else delta.get("content")

@@ -48,6 +48,8 @@ class LLMExecutor:
       `"resume"`. A request that needs one that is missing is refused before `llm_compute` sees it;
     - `handles_stop`: True if `llm_compute` ends by itself at the request's `stop` strings; else the framework
       cuts the answer there;
+    - `passes_on`: True if `llm_compute` sends the request's own body to another server, which then judges its tools
+      and tool calls; else malformed ones are refused before `llm_compute` sees them;
     - `context_length`: in tokens, 0 where unknown; may be set on the object in `setup`;
     - `provider_key_field`: the field of the v1.0 form that holds a user's own key for this model's provider;
     - `secret_options`: options whose value is blotted out of the process's argument list once it has started.
@@ -58,6 +60,7 @@ class LLMExecutor:
     concurrency: int = 1
     capabilities: tuple[str, ...] = ()
     handles_stop: bool = False
+    passes_on: bool = False
     context_length: int = 0
     provider_key_field: str = "openai_token"
     secret_options: ClassVar[tuple[str, ...]] = ()

@@ -1,7 +1,8 @@
 """Request bodies become `Request`s here, validated once: the OpenAI dialect and the v1.0 form. Used by `server`.
 
 Fields that nobody knows are left alone. What an executor has not declared that it can do is refused here, so that
-no answer silently leaves out what was asked for.
+no answer silently leaves out what was asked for. Tools, and calls in the history, that no model could read are refused
+too, unless the executor passes the body on to a server that judges them itself.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from msgspec import Meta, Struct
 from kuwa.executor.modelfile import Modelfile
 from kuwa.executor.prompt import apply_modelfile
 from kuwa.executor.request import EmbedRequest, Kind, Request, RerankRequest
+from kuwa.executor.tools import checked_calls, checked_tools, without_nulls
 from kuwa.wire.errors import InvalidRequest, ModelNotFound, Unsupported
 from kuwa.wire.form import parse_history
 from kuwa.wire.resume import ResumeRequest
@@ -31,6 +33,7 @@ _STRUCTURE = frozenset(
     )
 )
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_TEXT_FIELDS = ("name", "tool_call_id", "reasoning_content")
 _PART_NEEDS = {"image_url": "images", "input_audio": "audio", "file": "files", "video_url": "videos"}
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
@@ -110,12 +113,23 @@ class _RerankBody(Struct, kw_only=True):
 
 
 class Intake:
-    """Reads requests for one executor: the access codes it serves and what it can do."""
+    """Reads requests for one executor: the access codes it serves and what it can do.
 
-    def __init__(self, access_codes: Sequence[str], capabilities: Collection[str], *, trim_history: bool) -> None:
+    `passes_on`: its bodies go to another server, which judges their tools and calls.
+    """
+
+    def __init__(
+        self,
+        access_codes: Sequence[str],
+        capabilities: Collection[str],
+        *,
+        trim_history: bool,
+        passes_on: bool = False,
+    ) -> None:
         self._codes = tuple(access_codes)
         self._capabilities = frozenset(capabilities)
         self._trim = trim_history
+        self._passes_on = passes_on
 
     def chat(self, request_id: str, data: bytes) -> Request:
         """Read the body of `/v1/chat/completions`. Raises InvalidRequest, Unsupported, ModelNotFound."""
@@ -127,6 +141,10 @@ class Intake:
         choice = fields.tool_choice
         tools = [] if choice == "none" else fields.tools or []
         self._need("tools", bool(tools), "call tools", "tools")
+        if not self._passes_on:
+            tools = checked_tools(tools)
+            if body.get("functions"):
+                raise Unsupported("functions is the older form of tools; send tools instead.", param="functions")
         wants_format = (fields.response_format or {}).get("type", "text") != "text"
         self._need("response_format", wants_format, "keep to a response format", "response_format")
         self._need("logprobs", bool(fields.logprobs), "give log probabilities", "logprobs")
@@ -257,6 +275,8 @@ class Intake:
                 raise InvalidRequest(f"{where}.content is missing.", param=f"{where}.content")
         elif not isinstance(content, str):
             raise InvalidRequest(f"{where}.content must be text or a list of parts.", param=f"{where}.content")
+        if not self._passes_on:
+            message = _known_fields(message, where)
         return {**message, "role": "system" if role == "developer" else role, "content": content}
 
     def _parts(self, parts: list[Any], where: str) -> str | list[Body]:
@@ -278,11 +298,22 @@ class Intake:
 
 
 def stop_strings(request: Request) -> list[str]:
-    """The request's stop strings, whatever wire they came by."""
+    """The request's stop strings, whatever wire they came by. An empty one, which every text holds, stops nothing."""
     stop = request.parameters.get("stop")
-    if isinstance(stop, str):
-        return [stop]
-    return [str(item) for item in cast("list[Any]", stop)] if isinstance(stop, list) else []
+    given = cast("list[Any]", stop) if isinstance(stop, list) else [stop] if isinstance(stop, str) else []
+    return [str(item) for item in given if item != ""]
+
+
+def _known_fields(message: Body, where: str) -> Body:
+    """A message without nulls, whose fields beside its content have the types that they must have."""
+    fields = without_nulls(message)
+    for name in _TEXT_FIELDS:
+        if not isinstance(fields.get(name, ""), str):
+            raise InvalidRequest(f"{where}.{name} must be text.", param=f"{where}.{name}")
+    if "tool_calls" in fields:
+        calls = checked_calls(fields.pop("tool_calls"), f"{where}.tool_calls")
+        fields |= {"tool_calls": calls} if calls else {}
+    return fields
 
 
 def include_usage(request: Request) -> bool:

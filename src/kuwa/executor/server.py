@@ -93,7 +93,12 @@ class ExecutorServer:
     def ready(self) -> None:
         """`setup()` has returned: the access codes are known, requests are served from now on."""
         executor = self.executor
-        self._intake = Intake(executor.access_codes, self.capabilities(), trim_history=executor.settings.trim_history)
+        self._intake = Intake(
+            executor.access_codes,
+            self.capabilities(),
+            trim_history=executor.settings.trim_history,
+            passes_on=executor.passes_on,
+        )
         if "resume" in executor.capabilities:
             self.fingerprint = executor.fingerprint()
         self.figures = Figures(executor.access_codes[0], lambda: self.slots.running, lambda: self.slots.waiting)

@@ -252,6 +252,12 @@ class BadUpstream(KuwaError):
     retryable = True
 
 
+class UnreadableAnswer(BadUpstream):
+    """The model wrote what its engine cannot read, a tool call in no known form say. The replica itself is well."""
+
+    code = "unreadable_answer"
+
+
 class UpstreamLost(BadUpstream):
     """The replica's connection ended before its answer did."""
 

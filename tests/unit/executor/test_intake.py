@@ -119,7 +119,7 @@ def test_an_unknown_model_is_not_found_and_the_known_ones_are_named() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"tools": [{"type": "function"}]},
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
         {"n": 2},
         {"logprobs": True},
         {"response_format": {"type": "json_object"}},
@@ -211,3 +211,49 @@ def test_any_body_is_read_or_refused_with_a_4xx(fields: dict[str, Any]) -> None:
         except KuwaError as error:
             status = error.status
         assert status < 500
+
+
+def test_tools_and_calls_reach_an_executor_in_one_form() -> None:
+    tool = {"function": {"name": "tell", "description": None, "parameters": None, "strict": None}}
+    call = {"id": "c1", "function": {"name": "tell", "arguments": ""}}
+    history = [
+        {"role": "assistant", "content": None, "name": None, "refusal": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "done"},
+    ]
+    request = ABLE.chat("r1", body(messages=[*HI, *history], tools=[tool]))
+    assert request.tools == [{"type": "function", "function": {"name": "tell"}}]
+    told = {"id": "c1", "type": "function", "function": {"name": "tell", "arguments": "{}"}}
+    assert request.messages[1] == {"role": "assistant", "content": None, "tool_calls": [told]}
+
+
+def test_an_executor_that_passes_bodies_on_lets_its_server_judge_tools() -> None:
+    passing = Intake(["m"], ["tools"], trim_history=False, passes_on=True)
+    fields = {
+        "tools": [{"type": "custom", "custom": {"name": "shell"}}],
+        "functions": [{"name": "old"}],
+        "messages": [{"role": "assistant", "content": None, "tool_calls": [{"type": "custom"}], "name": 3}, *HI],
+    }
+    request = passing.chat("r1", body(**fields))
+    assert request.tools == fields["tools"]
+    assert request.body["messages"] == fields["messages"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"functions": [{"name": "old"}]}, "functions"),
+        ({"messages": [{"role": "user", "content": "x", "name": 7}]}, "messages[0].name"),
+        ({"messages": [*HI, {"role": "tool", "content": "x", "tool_call_id": 7}]}, "messages[1].tool_call_id"),
+        ({"messages": [*HI, {"role": "assistant", "reasoning_content": []}]}, "messages[1].reasoning_content"),
+        ({"messages": [*HI, {"role": "assistant", "tool_calls": {}}]}, "messages[1].tool_calls"),
+    ],
+)
+def test_what_no_model_of_ours_can_read_is_refused_with_its_field(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(KuwaError) as caught:
+        ABLE.chat("r1", body(**fields))
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_an_empty_stop_text_stops_nothing() -> None:
+    assert stop_strings(PLAIN.chat("r1", body(stop=["", "x"]))) == ["x"]
+    assert stop_strings(PLAIN.chat("r1", body(stop=""))) == []

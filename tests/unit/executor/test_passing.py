@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kuwa.executor import RawAnswer, RawEvent, Request
 from kuwa.executor.answer import Events, RawText, Whole
 from kuwa.wire.errors import BadUpstream
-from kuwa.wire.sse import plain_events
+from kuwa.wire.sse import DONE_EVENT, plain_events
 
 TOP = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt", "system_fingerprint": "fp"}
 
@@ -56,6 +56,17 @@ def test_texts_pass_unchanged_whatever_they_hold(pieces: list[str], ascii_only: 
     assert {(event["id"], event["model"], event["created"]) for event in out} == {("chatcmpl-req_1", "mine", 7)}
     assert {event.get("system_fingerprint") for event in out[1:]} == {"fp"}
     assert answer.characters == sum(map(len, pieces))
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_an_empty_finish_reason_is_none_and_the_one_that_is_told_counts(reason: str) -> None:
+    datas = [chunk({"content": text}, "") for text in "abc"] + [chunk({}, reason), chunk({}, "")]
+    stream = events()
+    out = [*sent(stream, datas), *decoded(stream.finish().removesuffix(DONE_EVENT))]
+    assert [event["choices"][0]["finish_reason"] for event in out] == [None, None, None, reason]
+    whole = Whole(Request(id="r", access_code="m"), created=7, cuts_stops=False)
+    assert not any(whole.take(RawEvent(data)) for data in datas)
+    assert json.loads(whole.finish())["choices"][0]["finish_reason"] == reason
 
 
 HOSTILE = [

@@ -57,6 +57,7 @@ class ChatGPTExecutor(LLMExecutor):
         "echo",
     )
     handles_stop = True
+    passes_on = True
     secret_options = ("--api_key",)
 
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from kuwa.builtin.huggingface.parts import CALL, THINK
+from kuwa.executor.forms import check_length, check_schema
 from kuwa.executor.request import Request
 from kuwa.wire.errors import InvalidRequest, Unsupported
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 MOST_CALLS = 16
 """Calls of one answer where calls are enforced: a model that cannot stop is stopped."""
-MOST_NESTED = 64
-"""Levels of a schema. llguidance reads them recursively, and a stack that overflows ends the process."""
-MOST_CHARACTERS = 256 * 1024
 TAIL_TOKENS = 16
 """How many tokens the tag that ends the reasoning may be spread over."""
 BLANKS = r"( |\n[ \t]{0,64})?"
@@ -160,8 +158,7 @@ class Grammars:
         if form.kind == "json":
             return grammar_from("json_schema", json.dumps(_with_blanks(_checked_schema(form.value, form.param))))
         text = str(form.value)
-        if len(text) > MOST_CHARACTERS:
-            raise _bad(form, f"it has more than {MOST_CHARACTERS} characters")
+        check_length(text, form.param, f"the {form.kind}")
         try:
             return grammar_from(form.kind, text)
         except ValueError as error:
@@ -255,28 +252,8 @@ class GrammarConstraint:
 
 
 def _checked_schema(schema: Any, param: str) -> Fields:
-    if not isinstance(schema, dict):
-        raise InvalidRequest("The schema must be an object.", param=param)
-    if len(json.dumps(schema)) > MOST_CHARACTERS:
-        raise InvalidRequest(f"The schema has more than {MOST_CHARACTERS} characters.", param=param)
-    if _depth(schema) > MOST_NESTED:
-        raise InvalidRequest(f"The schema is nested deeper than {MOST_NESTED} levels.", param=param)
-    return cast("Fields", schema)
-
-
-def _depth(value: Any) -> int:
-    """Levels of a JSON value, counted one level after the other: no recursion to overflow here either."""
-    level: list[Any] = [value]
-    depth = 0
-    while level := [item for one in level for item in _items(one)]:
-        depth += 1
-    return depth
-
-
-def _items(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(cast("Fields", value).values())
-    return cast("list[Any]", value) if isinstance(value, list) else []
+    check_schema(schema, param)
+    return schema
 
 
 def _with_blanks(schema: Fields) -> Fields:

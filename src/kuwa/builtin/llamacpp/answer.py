@@ -12,12 +12,9 @@ from typing import Any
 import msgspec
 
 from kuwa.builtin.llamacpp.calls import CallReader, Enforced
-from kuwa.builtin.llamacpp.engine import EngineError, engine_error
+from kuwa.builtin.llamacpp.engine import UNREADABLE, EngineError, engine_error
 from kuwa.executor.chunks import Chunk, Finish, FinishReason, Progress, RawEvent, Reasoning, Text, ToolCallDelta, Usage
 from kuwa.wire.errors import BadUpstream
-
-UNREADABLE = "does not match the expected"
-"""What llama.cpp says of an answer that it cannot read."""
 
 _MARKS = re.compile("\ufffd{2,4}")
 """The marks that llama.cpp sets for bytes that spell no character: one for each byte of two to four."""

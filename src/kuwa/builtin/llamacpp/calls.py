@@ -19,6 +19,12 @@ from kuwa.wire.errors import InvalidRequest
 MOST_CALLS = 16
 """How many parallel calls an enforced answer may hold: a model that cannot stop is stopped."""
 
+PARAMETERS = "$defs"
+DATA = ("const", "enum", "default", "examples")
+"""Keywords of a schema whose values are no schemas."""
+OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+"""Keywords whose values are schemas by name."""
+
 Tool = dict[str, Any]
 Schema = dict[str, Any]
 
@@ -53,15 +59,38 @@ def enforced(tools: list[Tool], choice: str | dict[str, Any] | None, *, parallel
         raise InvalidRequest("tool_choice is required, but there are no tools.", param="tool_choice")
     if len(tools) == 1 and not parallel:
         return Enforced(_arguments(tools[0]), _name(tools[0]))
-    one: Schema = {"anyOf": [_call(tool) for tool in tools]}
+    one: Schema = {"anyOf": [_call(tool, f"#/{PARAMETERS}/{number}") for number, tool in enumerate(tools)]}
     many: Schema = {"type": "array", "minItems": 1, "maxItems": MOST_CALLS, "items": one}
-    return Enforced(many if parallel else one)
+    # The tools' own schemas stand where no other schema is, so that each finds its definitions again.
+    roots = {str(number): _moved(_arguments(tool), f"#/{PARAMETERS}/{number}") for number, tool in enumerate(tools)}
+    return Enforced({PARAMETERS: roots, **(many if parallel else one)})
 
 
-def _call(tool: Tool) -> Schema:
+def _moved(schema: Any, root: str, *, names: bool = False) -> Any:
+    """`schema` for a place inside another one: what it refers to in itself, it finds below `root`.
+
+    `names`: its keys are names of schemas, not keywords.
+    """
+    if isinstance(schema, list):
+        return [_moved(item, root) for item in cast("list[Any]", schema)]
+    if not isinstance(schema, dict):
+        return schema
+    fields = cast("Schema", schema)
+    if names:
+        return {name: _moved(value, root) for name, value in fields.items()}
+    moved = {
+        key: value if key in DATA else _moved(value, root, names=key in OF_SCHEMAS) for key, value in fields.items()
+    }
+    reference = fields.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = root + reference[1:]
+    return moved
+
+
+def _call(tool: Tool, arguments: str) -> Schema:
     return {
         "type": "object",
-        "properties": {"name": {"const": _name(tool)}, "arguments": _arguments(tool)},
+        "properties": {"name": {"const": _name(tool)}, "arguments": {"$ref": arguments}},
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }

@@ -74,6 +74,7 @@ class ChildConfig(msgspec.Struct, frozen=True, kw_only=True):
 def main() -> int:
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=ChildConfig)
     die_with(config.parent)
+    os.umask(0o077)  # what it writes are conversations
     # For llama.cpp's own code, which reads the C environment. Without a debugger's backtrace it dies at once, and
     # the last line of its log is the reason.
     for name, value in {"GGML_NO_BACKTRACE": "1", **config.environment}.items():

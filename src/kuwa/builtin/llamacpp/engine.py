@@ -28,6 +28,7 @@ from kuwa.wire.errors import (
     InvalidRequest,
     KuwaError,
     NoReplica,
+    UnreadableAnswer,
     Unsupported,
     UpstreamLost,
     UpstreamTimeout,
@@ -55,6 +56,16 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 _ERROR = re.compile(r"[\d.]+ E +|(?=.*GGML_ASSERT)")
 """What an error in llama.cpp's log begins with (the time since its start and the level), or a failed assertion."""
+
+_OF_THE_REQUEST = re.compile(
+    r"Failed to parse (?:tools|messages|tool_choice|tool call arguments|grammar|json_schema)"
+    r"|Failed to initialize samplers|JSON schema (?:error|conversion failed)|Unable to generate parser"
+    r"|Unknown reasoning format|Cannot use |\[json\.exception\."
+)
+"""How llama.cpp's reports begin that are about the request, though its status says that it failed itself."""
+_TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process")
+UNREADABLE = "does not match the expected"
+"""What llama.cpp says of an answer of the model's that it cannot read."""
 
 _DATA = b"data: "
 _DONE = _DATA + sse.DONE
@@ -149,9 +160,17 @@ def engine_error(status: int, error: EngineError) -> KuwaError:
             "Shorten the conversation, or start the executor with a larger --context_window.",
             param="messages",
         )
+    if (found := _TOO_LARGE.match(message)) is not None:
+        return ContextLengthExceeded(
+            f"The input has {found[1]} tokens, more than the model's context holds. Shorten it, or start the executor "
+            "with a larger --context_window.",
+            param="input",
+        )
     if error.type == "not_supported_error" or status == 501:
         return Unsupported(message)
-    if status in (400, 404, 413, 422):
+    if UNREADABLE in message:
+        return UnreadableAnswer(f"The model's answer cannot be read: {message}. Ask again, or with another seed.")
+    if status in (400, 404, 413, 422) or _OF_THE_REQUEST.match(message):
         return InvalidRequest(message)
     if status in (401, 503):
         return EngineLost(f"The llama.cpp engine is not ready: {message}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from importlib.util import find_spec
 from pathlib import Path
@@ -172,6 +172,7 @@ class LlamaCppExecutor(LLMExecutor):
         """What the loaded model says of itself."""
         props = await self._engine.get("/props")
         self.context_length = props["default_generation_settings"]["n_ctx"]
+        self._most_bytes = self.context_length * self._header.longest_token
         self._ends = (str(props.get("bos_token", "")), str(props.get("eos_token", "")))
         senses = props.get("modalities", {})
         seen = [name for name, sense in (("images", "vision"), ("audio", "audio")) if senses.get(sense)]
@@ -215,14 +216,18 @@ class LlamaCppExecutor(LLMExecutor):
         """The route of llama.cpp's server that answers `request`, and what to send there."""
         from kuwa.builtin.llamacpp import payload
 
+        payload.check(request)
         scales = payload.adapter_scales(request.body.get("lora"), self._scales)
+        context = self.context_length
         if request.kind == "chat":
             path, question = await self._chat_question(request, calls)
-        elif request.body.get("suffix"):
-            path, question = "/infill", payload.infill_payload(request, self._defaults)
+        elif suffix := request.body.get("suffix"):
+            self._check_prompt((text_of(request.messages[0]), suffix), "prompt")
+            path, question = "/infill", payload.infill_payload(request, self._defaults, context)
         else:
             prompt = text_of(request.messages[0])
-            path, question = "/v1/completions", payload.completion_payload(request, self._defaults, prompt)
+            self._check_prompt((prompt,), "prompt")
+            path, question = "/v1/completions", payload.completion_payload(request, self._defaults, prompt, context)
         return path, {**question, **scales}
 
     async def _chat_question(self, request: Request, calls: Enforced | None) -> tuple[str, dict[str, Any]]:
@@ -230,12 +235,19 @@ class LlamaCppExecutor(LLMExecutor):
         from kuwa.builtin.llamacpp import payload
         from kuwa.builtin.llamacpp.media import check_media
 
+        context = self.context_length
         messages = await self._fitting(request)
         check_media(messages)
         if request.modelfile.template:
             prompt = await self._rendered(request, messages)
-            return "/v1/completions", payload.completion_payload(request, self._defaults, prompt)
-        return "/v1/chat/completions", payload.chat_payload(request, self._defaults, messages, calls)
+            return "/v1/completions", payload.completion_payload(request, self._defaults, prompt, context)
+        return "/v1/chat/completions", payload.chat_payload(request, self._defaults, messages, calls, context)
+
+    def _check_prompt(self, texts: Iterable[str], param: str) -> None:
+        from kuwa.builtin.llamacpp.bounds import check_prompt
+
+        size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+        check_prompt(size, self._most_bytes, self.context_length, param)
 
     async def _rendered(self, request: Request, messages: list[Message]) -> str:
         """The prompt by the template that the request brings along. What it answers is plain text."""
@@ -256,6 +268,8 @@ class LlamaCppExecutor(LLMExecutor):
             raise Unsupported("This model serves no embeddings; start it with --pooling mean (or cls, last).")
         if request.dimensions is not None:
             raise Unsupported("This model's embeddings have one size; leave out dimensions.", param="dimensions")
+        for text in request.inputs:
+            self._check_prompt((text,) if isinstance(text, str) else (), "input")
         found = await self._engine.call("/v1/embeddings", {"input": request.inputs}, timeout_s=EMBED_TIMEOUT_S)
         vectors = sorted(found["data"], key=lambda each: each["index"])
         return Embeddings([each["embedding"] for each in vectors], found["usage"]["prompt_tokens"])
@@ -277,8 +291,12 @@ class LlamaCppExecutor(LLMExecutor):
             messages = with_system_prompt(messages, self.args.system_prompt or "")
         if request.trim_history:
             limit = self._limit or int(self.context_length * PROMPT_SHARE)
-            messages, request.trimmed_messages = await trim(self._engine, messages, request.tools, limit)
-        elif self._limit:
+            messages, request.trimmed_messages = await trim(
+                self._engine, messages, request.tools, limit, self._most_bytes
+            )
+            return messages
+        self._check_prompt(map(text_of, messages), "messages")
+        if self._limit:
             await check_length(self._engine, messages, request.tools, self._limit)
         return messages
 

@@ -36,6 +36,10 @@ MAX_FAULT = 500
 """Characters."""
 
 KEPT_STRING_BYTES = 1024 * 1024
+TOKENS = "tokenizer.ggml.tokens"
+WHOLE_TEXT = ("gpt2", "llama")
+"""Tokenizers whose tokens spell the whole text, byte for byte: they leave out nothing of it."""
+POOLS_LAST = 3
 
 Value = int | float | bool | str
 
@@ -130,6 +134,10 @@ class GgufHeader:
     licence: str
     pooled: bool
     """Made for embeddings or reranking: it says how its vectors are pooled."""
+    pools_last: bool
+    """Of each text the last vector counts, so a text may be read in pieces."""
+    longest_token: int
+    """In bytes; 0 where a token may stand for a text of any length, as an unknown word does."""
 
 
 def read_header(path: Path, wanted: Collection[Kind] = ("model",)) -> GgufHeader:
@@ -199,6 +207,7 @@ class _Reader:
         self._values: dict[str, Value] = {}
         self._parameters: dict[str, int] = {}
         self._strings_left = MAX_LISTED_STRINGS
+        self._longest_token = 0
 
     def header(self) -> GgufHeader:
         tensor_count, key_count = self._preamble()
@@ -257,7 +266,9 @@ class _Reader:
             self._strings_left -= count
             what = f"a text of {key!r}"
             for _ in range(count):
-                self._span(what, MAX_STRING_BYTES)
+                _, length = self._span(what, MAX_STRING_BYTES)
+                if key == TOKENS and length > self._longest_token:
+                    self._longest_token = length
         elif kind in _SCALARS:
             length = count * _SCALARS[kind].size
             if length > self._size - self._at:
@@ -354,6 +365,7 @@ class _Reader:
         architecture = str(self._values["general.architecture"])
         context = self._values.get(f"{architecture}.context_length", 0)
         blocks = self._values.get(f"{architecture}.block_count", 0)
+        pooling = self._values.get(f"{architecture}.pooling_type", 0)
         return GgufHeader(
             kind=self._kind,
             architecture=architecture,
@@ -366,7 +378,9 @@ class _Reader:
             size=self._size,
             chat_template=_text(self._values, "tokenizer.chat_template"),
             licence=_text(self._values, "general.license"),
-            pooled=self._values.get(f"{architecture}.pooling_type", 0) != 0,
+            pooled=pooling != 0,
+            pools_last=pooling == POOLS_LAST,
+            longest_token=self._longest_token if self._values.get("tokenizer.ggml.model") in WHOLE_TEXT else 0,
         )
 
     def _unpack(self, layout: struct.Struct, what: str) -> int:

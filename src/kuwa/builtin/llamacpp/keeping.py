@@ -14,6 +14,7 @@ import msgspec
 
 from kuwa.builtin.llamacpp.child import ChildConfig
 from kuwa.builtin.llamacpp.engine import Engine
+from kuwa.builtin.llamacpp.launch import SLOT_SUFFIX
 from kuwa.wire.errors import KuwaError
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class KeptSlots:
         return True
 
     def _name(self, slot: int) -> str:
-        return f"{self._fingerprint}-{slot}.slot"
+        return f"{self._fingerprint}-{slot}{SLOT_SUFFIX}"
 
 
 def _fingerprint(config: ChildConfig) -> str:

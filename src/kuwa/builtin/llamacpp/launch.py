@@ -27,6 +27,8 @@ POOLINGS = ("mean", "cls", "last", "rank")
 ALL_LAYERS = 9999
 AUTO_LAYERS = -1
 SERVER_NAME = "llama-server"
+SLOT_SUFFIX = ".slot"
+PRIVATE_FOLDER, PRIVATE_FILE, OTHERS = 0o700, 0o600, 0o077
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--cache_type_k", choices=CACHE_TYPES, default="f16", help="How attention keys are stored")
     engine.add_argument("--cache_type_v", choices=CACHE_TYPES, default="f16", help="How attention values are stored")
     engine.add_argument("--flash_attn", choices=("auto", "on", "off"), default="auto", help="Flash attention")
-    engine.add_argument("--batch_size", type=int, default=2048, help="Tokens of prompts read in one step")
-    engine.add_argument("--ubatch_size", type=int, default=512, help="Tokens of them computed at once")
+    batch = "Tokens of prompts read in one step; embeddings need the whole context, and take it"
+    engine.add_argument("--batch_size", type=int, default=2048, help=batch)
+    engine.add_argument("--ubatch_size", type=int, default=512, help="Tokens of them computed at once; likewise")
     engine.add_argument("--main_gpu", type=int, default=0, help="The GPU for what is not split")
     engine.add_argument("--tensor_split", default=None, help="The share of each GPU, such as 3,1")
     engine.add_argument("--split_mode", choices=("layer", "row", "none"), default="layer", help="How GPUs share it")
@@ -147,14 +150,18 @@ def child_config(
 ) -> ChildConfig:
     """What the child is told. Raises SetupFailed for an option that cannot be meant."""
     embeds = args.pooling is not None or header.pooled
+    context = min(positive("--context_window", args.context_window), header.context_length)
+    batch, ubatch = positive("--batch_size", args.batch_size), positive("--ubatch_size", args.ubatch_size)
+    if embeds and not _pools_last(args, header):
+        batch = ubatch = context  # llama.cpp computes a text at once where all of its vectors count
     return ChildConfig(
         model_path=str(files.model),
-        context=min(positive("--context_window", args.context_window), header.context_length),
+        context=context,
         slots=slots,
         threads=positive("--threads", args.threads) or machine.threads(),
         gpu_layers=args.ngl,
-        batch=positive("--batch_size", args.batch_size),
-        ubatch=positive("--ubatch_size", args.ubatch_size),
+        batch=batch,
+        ubatch=ubatch,
         chat_template=chat_template,
         cache_mib=machine.cache_mib(),
         cache_type_k=args.cache_type_k,
@@ -176,14 +183,23 @@ def child_config(
     )
 
 
+def _pools_last(args: argparse.Namespace, header: GgufHeader) -> bool:
+    return header.pools_last if args.pooling is None else args.pooling == "last"
+
+
 def _slot_folder(given: str | None) -> str:
+    """The folder for conversations, which nobody but its owner may read. Raises SetupFailed."""
     if given is None:
         return ""
     folder = Path(given).expanduser().absolute()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
+        if folder.stat().st_mode & OTHERS:
+            folder.chmod(PRIVATE_FOLDER)
+        for kept in folder.glob(f"*{SLOT_SUFFIX}"):
+            kept.chmod(PRIVATE_FILE)
     except OSError as error:
-        raise SetupFailed(f"--prompt_cache {given} cannot be made: {error.strerror}") from error
+        raise SetupFailed(f"--prompt_cache {given} cannot be made a folder of yours alone: {error.strerror}") from error
     return f"{folder}/"
 
 

@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 from kuwa.builtin.llamacpp.engine import Engine
-from kuwa.executor.prompt import Message, trim_oldest
+from kuwa.executor.prompt import Message, text_of, trim_oldest
 from kuwa.wire.errors import ContextLengthExceeded
 
 TEMPLATE_TOKENS_PER_MESSAGE = 32
@@ -25,9 +25,11 @@ async def check_length(engine: Engine, messages: list[Message], tools: list[dict
 
 
 async def trim(
-    engine: Engine, messages: list[Message], tools: list[dict[str, Any]], limit: int
+    engine: Engine, messages: list[Message], tools: list[dict[str, Any]], limit: int, most_bytes: int
 ) -> tuple[list[Message], int]:
     """`messages` without the oldest turns that are beyond `limit` tokens, and how many messages were left out.
+
+    `most_bytes`: no context holds more; 0 where that cannot be told.
 
     Raises ContextLengthExceeded where the last turn alone is too long.
     """
@@ -36,6 +38,8 @@ async def trim(
     loop = asyncio.get_running_loop()
 
     def fits(candidate: list[Message]) -> bool:
+        if 0 < most_bytes < sum(len(text_of(message).encode("utf-8", "replace")) for message in candidate):
+            return False
         return asyncio.run_coroutine_threadsafe(count(engine, candidate, tools), loop).result() <= limit
 
     # In a thread: `trim_oldest` decides and does not await, and what it asks for takes calls to the engine.

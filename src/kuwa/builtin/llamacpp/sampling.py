@@ -19,7 +19,7 @@ PARAMETERS = (
     Option("xtc_threshold", float, "How probable a token must be to be left out so; own 0.1", low=0, high=1),
     Option("dynatemp_range", float, "Let the temperature vary by this much with the entropy; own 0", low=0),
     Option("dynatemp_exponent", float, "How the temperature follows the entropy; own 1", low=0),
-    Option("seed", int, "Draw the same way each time; -1: anew"),
+    Option("seed", int, "Draw the same way each time; -1: anew", low=-(2**63), high=2**63 - 1),
     Option("repeat_penalty", float, "Above 1: avoid tokens that occurred lately; own 1", low=0),
     Option("repeat_last_n", int, "How many tokens back the penalties look, -1: all; own 64", low=-1),
     Option("presence_penalty", float, "Above 0: avoid tokens that occurred; own 0", low=-2, high=2),

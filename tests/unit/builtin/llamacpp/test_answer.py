@@ -17,6 +17,7 @@ from kuwa.wire.errors import (
     EngineLost,
     InvalidRequest,
     KuwaError,
+    UnreadableAnswer,
     Unsupported,
 )
 
@@ -158,6 +159,19 @@ def test_what_is_no_event_is_a_bad_upstream(data: bytes) -> None:
         (503, {"message": "Loading model"}, EngineLost, "Loading model"),
         (401, {"message": "Invalid API Key"}, EngineLost, "Invalid API Key"),
         (500, {"message": "boom"}, BadUpstream, "boom"),
+        (500, {"message": "Failed to parse tools: Missing tool type"}, InvalidRequest, "Missing tool type"),
+        (500, {"message": "Failed to parse messages: [json.exception.type_error.302]"}, InvalidRequest, "type_error"),
+        (500, {"message": "Failed to parse tool call arguments as JSON: line 1"}, InvalidRequest, "line 1"),
+        (500, {"message": "Unable to generate parser for this template."}, InvalidRequest, "this template"),
+        (500, {"message": "Unknown reasoning format: loud"}, InvalidRequest, "loud"),
+        (500, {"message": "Invalid diff: 'a' not found at start of 'b'"}, BadUpstream, "Invalid diff"),
+        (500, {"message": "output that does not match the expected peg-native format"}, UnreadableAnswer, "peg-native"),
+        (
+            500,
+            {"message": "input (777 tokens) is too large to process. increase the physical batch size"},
+            ContextLengthExceeded,
+            "777 tokens",
+        ),
         (500, None, BadUpstream, "status 500"),
     ],
 )

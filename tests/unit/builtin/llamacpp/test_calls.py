@@ -72,6 +72,25 @@ def test_what_cannot_be_enforced_is_refused(tools: list[Any], choice: Any, words
         enforced(tools, choice, parallel=False)
 
 
+def test_each_of_several_tools_finds_its_own_definitions_again() -> None:
+    whole = {
+        "$defs": {"City": {"enum": ["Tainan"], "default": {"$ref": "#/$defs/City"}}},
+        "properties": {"default": {"$ref": "#/$defs/City"}, "all": {"$ref": "#"}, "far": {"$ref": "https://x/y#z"}},
+    }
+    made = enforced([tool("a", whole), tool("b", whole)], "required", parallel=False)
+    assert made is not None
+    roots = made.schema["$defs"]
+    for number in ("0", "1"):
+        root = f"#/$defs/{number}"
+        assert roots[number]["properties"] == {
+            "default": {"$ref": f"{root}/$defs/City"},
+            "all": {"$ref": root},
+            "far": {"$ref": "https://x/y#z"},
+        }
+        assert roots[number]["$defs"]["City"]["default"] == {"$ref": "#/$defs/City"}
+    assert [call["properties"]["arguments"]["$ref"] for call in made.schema["anyOf"]] == ["#/$defs/0", "#/$defs/1"]
+
+
 def test_the_arguments_of_the_only_tool_are_passed_on_as_they_come() -> None:
     assert read("a", '{"ci', 'ty": 1}') == [("a", '{"city": 1}')]
 

@@ -216,3 +216,12 @@ def test_five_thousand_mutated_files_are_each_read_or_refused_within_five_second
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before <= MOST_MORE_MEMORY_KB
     assert 1000 < len(faults) < 5000
     assert max(map(len, faults)) < 1000
+
+
+@pytest.mark.parametrize(("tokenizer", "longest"), [("gpt2", 12), ("llama", 12), ("bert", 0), ("t5", 0)])
+def test_the_longest_token_is_told_where_tokens_spell_the_whole_text(tokenizer: str, longest: int) -> None:
+    tokens = ["a", "四個字元", "xyz"]
+    listed = struct.pack("<IIQ", 9, 8, len(tokens)) + b"".join(map(_text, tokens))
+    longer = struct.pack("<IIQ", 9, 8, 1) + _text("no token" * 20)
+    data = gguf(tokenizer__ggml__model=tokenizer, tokenizer__ggml__tokens=listed, general__tags=longer)
+    assert parse_header(data).longest_token == longest

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import xllamacpp
 
 from kuwa.builtin.llamacpp.child import ChildConfig, package_parameters
-from kuwa.builtin.llamacpp.launch import AUTO_LAYERS, adapter_of, add_engine_options, shares, shown_layers
+from kuwa.builtin.llamacpp.header import GgufHeader, read_header
+from kuwa.builtin.llamacpp.launch import (
+    AUTO_LAYERS,
+    Files,
+    adapter_of,
+    add_engine_options,
+    child_config,
+    shares,
+    shown_layers,
+)
 from kuwa.builtin.llamacpp.machine import threads, unused
+from kuwa.builtin.llamacpp.maker import make_tiny
 from kuwa.executor import SetupFailed
 
 
@@ -18,6 +30,19 @@ def parsed(*flags: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_engine_options(parser)
     return parser.parse_args(["--model_path", "m.gguf", *flags])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> GgufHeader:
+    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+    make_tiny(path)
+    return read_header(path)
+
+
+def configured(header: GgufHeader, *flags: str) -> ChildConfig:
+    args = parsed("--context_window", "9999", *flags)
+    files = Files(Path("m.gguf"), None, None, ())
+    return child_config(args, files, header, slots=1, chat_template="", environment={})
 
 
 def parameters(**settings: Any) -> Any:
@@ -75,3 +100,34 @@ def test_what_the_cpu_has_and_llama_cpp_was_built_without_is_named() -> None:
 
 def test_some_core_is_always_left_for_threads() -> None:
     assert threads() >= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "pooled", "pools_last", "batches"),
+    [
+        ((), False, False, (2048, 512)),
+        (("--pooling", "mean"), False, False, (3000, 3000)),
+        (("--pooling", "rank", "--ubatch_size", "64"), True, True, (3000, 3000)),
+        (("--pooling", "last"), False, False, (2048, 512)),
+        ((), True, False, (3000, 3000)),
+        ((), True, True, (2048, 512)),
+    ],
+)
+def test_a_text_whose_vectors_all_count_is_computed_at_once(
+    tiny: GgufHeader, flags: tuple[str, ...], pooled: bool, pools_last: bool, batches: tuple[int, int]
+) -> None:
+    header = replace(tiny, context_length=3000, pooled=pooled, pools_last=pools_last)
+    config = configured(header, *flags)
+    assert (config.batch, config.ubatch) == batches
+
+
+def test_a_folder_for_prompts_becomes_its_owners_alone(tiny: GgufHeader, tmp_path: Path) -> None:
+    folder = tmp_path / "wide"
+    folder.mkdir(mode=0o755)
+    kept, other = folder / "old.slot", folder / "notes.txt"
+    for file in (kept, other):
+        file.touch(mode=0o644)
+    configured(tiny, "--prompt_cache", str(folder))
+    assert [path.stat().st_mode & 0o777 for path in (folder, kept, other)] == [0o700, 0o600, 0o644]
+    configured(tiny, "--prompt_cache", str(tmp_path / "new" / "deep"))
+    assert (tmp_path / "new" / "deep").stat().st_mode & 0o777 == 0o700
