@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from kuwa import __version__
 from kuwa.clash import check_clash
-from kuwa.kernel.settings import DEFAULTS, BadSetting, Settings, load
+from kuwa.kernel.settings import SETTINGS, BadSetting, Settings, load
 
 PROGRAM = "kuwa-kernel"
 EXIT_USAGE = 2
@@ -46,67 +46,13 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     it.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    it.add_argument("--host", metavar="HOST", help=f"address to listen on (default: {DEFAULTS.host})")
-    it.add_argument("--port", metavar="PORT", help=f"port to listen on, 0 for any free one (default: {DEFAULTS.port})")
-    it.add_argument(
-        "--log_level",
-        metavar="LEVEL",
-        help=f"DEBUG, INFO, WARNING, ERROR or CRITICAL, in any case (default: {DEFAULTS.log_level})",
-    )
-    it.add_argument(
-        "--upstream",
-        action="append",
-        metavar="CODE=BASE_URL[#MODEL]",
-        help="offer an OpenAI-compatible server as the model CODE, without an executor; BASE_URL as in an OpenAI "
-        "SDK, MODEL its name there if that is not CODE. Its key is read from KUWA_UPSTREAM_KEY_<CODE>, in capitals "
-        "and with _ for every other character. May be repeated",
-    )
-    it.add_argument(
-        "--policy",
-        action="append",
-        metavar="CODE=NAME",
-        help="how the executors of the model CODE take turns: least_loaded (the default), prefix (a conversation goes "
-        "back to the executor that has computed its beginning, unless that one is much busier than others) or session "
-        "(the same for all requests with one X-Session-Id header, prompt_cache_key or user). May be repeated",
-    )
-    it.add_argument(
-        "--allowed_host",
-        action="append",
-        metavar="NAME",
-        help="answer requests sent to this host name, and pages from it, besides localhost. May be repeated",
-    )
-    it.add_argument(
-        "--allowed_executor",
-        action="append",
-        metavar="HOST",
-        help="let executors register endpoints on this host, besides their own address. May be repeated",
-    )
-    it.add_argument(
-        "--insecure_no_auth",
-        action="store_const",
-        const="1",
-        help="listen beyond this machine although there are no access keys: everyone who reaches it may use it",
-    )
-    it.add_argument(
-        "--ca_file", metavar="FILE", help="trust these certificate authorities (PEM) too, for https executors"
-    )
-    it.add_argument(
-        "--drain_s",
-        metavar="SECONDS",
-        help=f"when stopping, let requests under way run on this long (default: {DEFAULTS.drain_s:g})",
-    )
-    it.add_argument(
-        "--first_token_s",
-        metavar="SECONDS",
-        help="give an executor up that computes this long without a token or a sign of progress "
-        f"(default: {DEFAULTS.first_token_s:g})",
-    )
-    it.add_argument(
-        "--listen_fd",
-        metavar="FD",
-        help="listen on this inherited socket, which outlives the kernel: who connects during a restart waits for "
-        "the next one. systemd's socket activation is understood without it",
-    )
+    for setting in SETTINGS:
+        text = setting.described.replace("%", "%%")
+        if not setting.metavar:
+            it.add_argument(setting.flag, action="store_const", const="1", help=text)
+        else:
+            action = "append" if setting.repeated else "store"
+            it.add_argument(setting.flag, action=action, metavar=setting.metavar, help=text)
     return it
 
 

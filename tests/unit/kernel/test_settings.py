@@ -3,8 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kuwa.kernel.settings import BadSetting, Settings, Upstream, key_variable, load, parse_upstream
+
+PORTS = st.none() | st.integers(0, 65535)
 
 
 def test_without_flags_and_environment_the_defaults_count() -> None:
@@ -16,6 +20,40 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
     environ = {"KUWA_PORT": "9100", "KUWA_LOG_LEVEL": "debug", "KUWA_DRAIN_S": "1.5"}
     settings = load({"port": "9200", "log_level": None}, environ)
     assert (settings.port, settings.log_level, settings.drain_s) == (9200, "DEBUG", 1.5)
+
+
+@given(flag=PORTS, variable=PORTS, key=PORTS)
+def test_a_flag_wins_over_the_environment_that_over_a_file_and_that_over_the_default(
+    flag: int | None, variable: int | None, key: int | None
+) -> None:
+    environ = {} if variable is None else {"KUWA_PORT": str(variable)}
+    file = {} if key is None else {"port": key}
+    expected = next((port for port in (flag, variable, key) if port is not None), 9000)
+    assert load({"port": None if flag is None else str(flag)}, environ, file).port == expected
+
+
+def test_a_file_may_hold_numbers_switches_one_value_or_a_list() -> None:
+    file: dict[str, object] = {
+        "drain_s": 2.5,
+        "insecure_no_auth": True,
+        "allowed_host": "x.test",
+        "allowed_executor": ["a.test", "b.test"],
+    }
+    settings = load({}, {}, file)
+    assert (settings.drain_s, settings.insecure_no_auth) == (2.5, True)
+    assert settings.allowed_hosts == ("x.test",)
+    assert settings.allowed_executors == ("a.test", "b.test")
+    assert load({}, {"KUWA_ALLOWED_EXECUTOR": "c.test"}, file).allowed_executors == ("c.test",)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [({"prot": 1}, "unknown setting 'prot' (choose from host, port,"), ({"port": 70_000}, "port 70000: ")],
+)
+def test_a_key_of_a_file_that_is_wrong_is_named(file: dict[str, object], said: str) -> None:
+    with pytest.raises(BadSetting) as caught:
+        load({}, {}, file)
+    assert str(caught.value).startswith(said)
 
 
 def test_an_empty_variable_counts_as_none() -> None:
