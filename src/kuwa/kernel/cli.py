@@ -1,6 +1,6 @@
-"""The command `kuwa-kernel`: its flags, and how it says that something is wrong.
+"""The command `kuwa-kernel`: its flags and its error messages.
 
-The server and all it stands on are imported once the flags are sound, so that `--help` answers at once.
+The server and its dependencies are imported after the flags have been checked, so `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ EXIT_USAGE = 2
 EXIT_FAILED = 1
 
 EPILOG = """\
-Each flag may also be given by an environment variable, KUWA_PORT for --port and so on; a flag wins. Those that
-may be repeated hold several values there, separated by blanks. Keys are given by environment variables only.
+Each flag can also be set by an environment variable, KUWA_PORT for --port and so on; a flag wins. For flags that
+may be repeated, separate the values by blanks. Keys are read from environment variables only.
 
   kuwa-kernel
   KUWA_UPSTREAM_KEY_GPT=sk-… kuwa-kernel --upstream gpt=https://api.openai.com/v1#gpt-4o
 
-What is served: http://127.0.0.1:9000/v1.0/worker/debug
+Status page: http://127.0.0.1:9000/v1.0/worker/debug
 """
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; the usage is a `--help` away."""
+    """Reports an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         complain(f"{message}. See {PROGRAM} --help.")
@@ -37,10 +37,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags. Their values stay text here: `settings` reads flags and environment by the same rules."""
+    """The flags. Their values stay text: `settings` reads flags, environment and file by the same rules."""
     it = _Parser(
         prog=PROGRAM,
-        description="The front door: it knows which executors are alive, and brings each request to one of them.",
+        description="The gateway: tracks the executors and routes each request to one of them.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 stopped as asked, 1 failed, 2 wrong usage."""
+    """Entry point. Exit codes: 0 stopped on request, 1 failed, 2 wrong usage."""
     check_clash()
     flags = parser().parse_args()
     try:

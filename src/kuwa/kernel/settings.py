@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class BadSetting(Exception):
-    """A setting that cannot be. The message is one line: which flag or variable, what is wrong, what to do."""
+    """A setting that is not valid. The message is one line: which flag, variable or key, what is wrong, what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +79,21 @@ class Setting(Generic[T]):
 
 def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= 65535):
-        raise ValueError("a port is a number from 0 (any free one) to 65535")
+        raise ValueError("port must be 0-65535 (0: any free port)")
     return int(text)
 
 
 def _log_level(text: str) -> str:
     level = text.upper()
     if level not in LOG_LEVELS:
-        raise ValueError(f"a log level is one of {', '.join(LOG_LEVELS)}")
+        raise ValueError(f"unknown log level (choose from {', '.join(LOG_LEVELS)})")
     return level
 
 
 def _switch(text: str) -> bool:
     value = text.lower()
     if value not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
-        raise ValueError("expected 1 or 0")
+        raise ValueError("must be 1 or 0")
     return value in ("1", "true", "yes", "on")
 
 
@@ -103,26 +103,26 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds <= MAX_DRAIN_S:
-        raise ValueError(f"expected seconds from 0 to {MAX_DRAIN_S:g}")
+        raise ValueError(f"must be 0-{MAX_DRAIN_S:g} seconds")
     return seconds
 
 
 def _descriptor(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) >= 3):
-        raise ValueError("an inherited socket is a number from 3")
+        raise ValueError("file descriptor must be 3 or higher")
     return int(text)
 
 
 def _readable_file(text: str) -> str:
     if not Path(text).is_file():
-        raise ValueError("there is no such file")
+        raise ValueError("file not found")
     return text
 
 
 NO_SOCKET = -1
 
 HOST = Setting("host", str, "127.0.0.1", "address to listen on", "HOST")
-PORT = Setting("port", _port, 9000, "port to listen on, 0 for any free one", "PORT")
+PORT = Setting("port", _port, 9000, "port to listen on; 0 for any free port", "PORT")
 LOG_LEVEL = Setting("log_level", _log_level, "INFO", "DEBUG, INFO, WARNING, ERROR or CRITICAL, in any case", "LEVEL")
 UPSTREAM = Setting(
     "upstream",
@@ -138,9 +138,9 @@ POLICY = Setting(
     "policy",
     str,
     "",
-    "how the executors of the model CODE take turns: least_loaded (the default), prefix (a conversation goes "
-    "back to the executor that has computed its beginning, unless that one is much busier than others) or session "
-    "(the same for all requests with one X-Session-Id header, prompt_cache_key or user)",
+    "how requests are routed to the executors of the model CODE: least_loaded (default), prefix (to the executor "
+    "that already has the conversation's prefix cached, unless it is much busier than others) or session (all requests "
+    "with the same X-Session-Id header, prompt_cache_key or user to one executor)",
     "CODE=NAME",
     repeated=True,
 )
@@ -148,7 +148,7 @@ ALLOWED_HOST = Setting(
     "allowed_host",
     str,
     "",
-    "answer requests sent to this host name, and pages from it, besides localhost",
+    "accept requests for this host name, and from its pages, in addition to localhost",
     "NAME",
     repeated=True,
 )
@@ -156,7 +156,7 @@ ALLOWED_EXECUTOR = Setting(
     "allowed_executor",
     str,
     "",
-    "let executors register endpoints on this host, besides their own address",
+    "let executors register endpoints on this host, in addition to their own address",
     "HOST",
     repeated=True,
 )
@@ -164,25 +164,27 @@ INSECURE_NO_AUTH = Setting(
     "insecure_no_auth",
     _switch,
     False,
-    "listen beyond this machine although there are no access keys: everyone who reaches it may use it",
+    "listen on other addresses than localhost without access keys: everyone who can connect may use every model",
 )
 CA_FILE = Setting(
-    "ca_file", _readable_file, "", "trust these certificate authorities (PEM) too, for https executors", "FILE"
+    "ca_file", _readable_file, "", "additional certificate authorities (PEM) to trust, for https executors", "FILE"
 )
-DRAIN_S = Setting("drain_s", _seconds, 60.0, "when stopping, let requests under way run on this long", "SECONDS")
+DRAIN_S = Setting(
+    "drain_s", _seconds, 60.0, "time that requests in progress have to finish when the kernel stops", "SECONDS"
+)
 FIRST_TOKEN_S = Setting(
     "first_token_s",
     _seconds,
     120.0,
-    "give an executor up that computes this long without a token or a sign of progress",
+    "fail over if an executor produces no token or progress for this long",
     "SECONDS",
 )
 LISTEN_FD = Setting(
     "listen_fd",
     _descriptor,
     NO_SOCKET,
-    "listen on this inherited socket, which outlives the kernel: who connects during a restart waits for "
-    "the next one. systemd's socket activation is understood without it",
+    "listen on this inherited socket, which outlives the kernel: connections made during a restart wait for the new "
+    "process. systemd's socket activation needs no flag",
     "FD",
 )
 
@@ -250,8 +252,8 @@ def load(
     )
     if not may_listen(settings.host, insecure_no_auth=settings.insecure_no_auth):
         raise BadSetting(
-            f"--host {settings.host}: this kernel has no access keys, so everyone who reaches that address could "
-            "use it. Keep --host 127.0.0.1, or add --insecure_no_auth if that is what you want."
+            f"--host {settings.host}: this kernel has no access keys, so everyone who can connect to it could use "
+            "every model. Keep --host 127.0.0.1, or add --insecure_no_auth to allow it."
         )
     return settings
 
@@ -261,7 +263,7 @@ def parse_upstream(text: str, environ: Mapping[str, str]) -> Upstream:
     found = re.fullmatch(r"(.+?)=(https?://[^#]+)(?:#(.+))?", text)
     if found is None:
         raise BadSetting(
-            f"--upstream {text}: expected CODE=BASE_URL or CODE=BASE_URL#MODEL, such as "
+            f"--upstream {text}: must be CODE=BASE_URL or CODE=BASE_URL#MODEL, for example "
             "gpt=https://api.openai.com/v1#gpt-4o."
         )
     code, url, model = found.group(1), found.group(2).rstrip("/"), found.group(3) or ""
@@ -275,36 +277,36 @@ def parse_upstream(text: str, environ: Mapping[str, str]) -> Upstream:
         raise BadSetting(f"--upstream {text}: {error}.") from error
     if not (sound and url.isascii() and url.isprintable() and " " not in url):
         raise BadSetting(
-            f"--upstream {code}: its URL must be plain, without spaces, user name, password or query. "
+            f"--upstream {code}: its URL must not contain spaces, a user name, a password or a query. "
             f"Give the key in the environment variable {key_variable(code)}."
         )
     key = environ.get(key_variable(code), "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise BadSetting(f"{key_variable(code)} holds characters that no key has.")
+        raise BadSetting(f"{key_variable(code)} contains characters that are not valid in a key.")
     return Upstream(code, url, model, key)
 
 
 def parse_policies(texts: Sequence[str]) -> dict[str, PolicyName]:
-    """Read each `CODE=NAME`: by which policy the replicas of the access code are chosen. Raises BadSetting."""
+    """Read each `CODE=NAME`: the policy that chooses among the replicas of an access code. Raises BadSetting."""
     policies: dict[str, PolicyName] = {}
     for text in texts:
         code, _, given = text.rpartition("=")
         name: PolicyName | None = next((policy for policy in POLICIES if policy == given), None)
         if not code:
-            raise BadSetting(f"--policy {text}: expected CODE=NAME, such as llama=prefix.")
+            raise BadSetting(f"--policy {text}: must be CODE=NAME, for example llama=prefix.")
         if name is None:
-            raise BadSetting(f"--policy {text}: {given!r} is no policy; there are {', '.join(POLICIES)}.")
+            raise BadSetting(f"--policy {text}: unknown policy {given!r} (choose from {', '.join(POLICIES)}).")
         try:
             check_access_code(code)
         except InvalidRequest as error:
             raise BadSetting(f"--policy {text}: {error.message}") from error
         if policies.setdefault(code, name) != name:
-            raise BadSetting(f"--policy {text}: {code} has the policy {policies[code]} already; give one of the two.")
+            raise BadSetting(f"--policy {text}: {code} already has the policy {policies[code]}; give only one.")
     return policies
 
 
 def key_variable(access_code: str) -> str:
-    """The environment variable that holds an upstream's key: every other character than A-Z, 0-9 is `_`."""
+    """The environment variable that holds an upstream's key; `_` replaces every character but A-Z and 0-9."""
     return "KUWA_UPSTREAM_KEY_" + re.sub(r"[^A-Z0-9]", "_", access_code.upper())
 
 
@@ -348,6 +350,6 @@ def _texts(given: object) -> list[str]:
 
 
 def _activated(environ: Mapping[str, str]) -> int:
-    """The socket by which systemd starts a service: always number 3, where the variables are meant for us."""
+    """The socket that systemd passes to a service: always number 3, if the variables are meant for this process."""
     meant = environ.get("LISTEN_PID") == str(os.getpid()) and environ.get("LISTEN_FDS", "").isdigit()
     return 3 if meant else NO_SOCKET
