@@ -102,19 +102,34 @@ class ExecutorParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+class _EffectiveDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to the help of an option, unless it has none or its text names the default that applies."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        if action.default in (None, "", []) or "(default:" in text:
+            return text
+        return super()._get_help_string(action)
+
+
 def _formatter() -> Any:
     """Plain argparse in a pipe; colours on a terminal."""
     if not sys.stdout.isatty():
-        return argparse.ArgumentDefaultsHelpFormatter
-    from rich_argparse import ArgumentDefaultsRichHelpFormatter
+        return _EffectiveDefaults
+    from rich_argparse import RichHelpFormatter
 
-    return ArgumentDefaultsRichHelpFormatter
+    class Coloured(_EffectiveDefaults, RichHelpFormatter):
+        """The same on a terminal."""
+
+    return Coloured
 
 
-def general_options(parser: ExecutorParser, environment: Mapping[str, str]) -> None:
-    """The options of the mission's help, in its order and its words."""
+def general_options(parser: ExecutorParser, environment: Mapping[str, str], name: str) -> None:
+    """The options of the mission's help, in its order and its words. `name` is the access code that applies where the
+    command line gives none."""
     group = parser.add_argument_group("General Options")
-    group.add_argument("--access_code", action="append", default=None, help="Access code")
+    shown = f" (default: {name})".replace("%", "%%") if name else ""
+    group.add_argument("--access_code", action="append", default=None, help=f"Access code{shown}")
     group.add_argument("--version", default="v1.0", help="Version of the executor interface")
     group.add_argument("--ignore_kernel", action="store_true", help="Ignore kernel")
     group.add_argument("--https", action="store_true", help="Register the executor endpoint with https scheme")

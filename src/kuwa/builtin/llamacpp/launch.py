@@ -47,7 +47,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--ngl", type=_layers, default=0, help="Layers to put on the GPU: a number, auto (what fits), all (or -1)"
     )
-    model.add_argument("--threads", type=int, default=None, help="CPU threads; None: physical cores less one")
+    model.add_argument("--threads", type=int, default=None, help="CPU threads (default: physical cores minus one)")
     model.add_argument("--system_prompt", default=None, help="The system prompt of conversations without one")
     model.add_argument("--no_system_prompt", action="store_true", help="Put no system prompt before the chat")
     model.add_argument(
@@ -60,8 +60,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--limit",
         type=int,
         default=None,
-        help="Most tokens of a prompt; None: three quarters of the context for conversations that are trimmed "
-        "to it, all of it for others",
+        help="Maximum number of tokens in a prompt (default: the context; three quarters of it for conversations that "
+        "are trimmed to it)",
     )
     model.add_argument(
         "--override_chat_template",
