@@ -179,27 +179,27 @@ def further_options(parser: ExecutorParser, environment: Mapping[str, str], conc
         type=int,
         default=concurrency,
         metavar="N",
-        help="How many requests are computed at once; more are answered 429",
+        help="Concurrency limit; further requests are rejected with 429",
     )
     add(
         "--trim_history",
         action="store_true",
-        help="Leave out the oldest turns of a conversation that is too long, also for OpenAI clients",
+        help="Drop the oldest turns of a conversation that is too long, for OpenAI clients too",
     )
     add(
         "--allowed_host",
         action="append",
         default=None,
         metavar="HOST",
-        help="A further name under which clients may address this executor; repeat for several",
+        help="Additional host name that clients may use for this executor; repeat for several",
     )
-    add("--tls_cert", default=None, metavar="FILE", help="Serve TLS with this certificate chain (PEM)")
-    add("--tls_key", default=None, metavar="FILE", help="The private key of --tls_cert (PEM)")
+    add("--tls_cert", default=None, metavar="FILE", help="Certificate chain to serve TLS with (PEM)")
+    add("--tls_key", default=None, metavar="FILE", help="Private key of --tls_cert (PEM)")
     add(
         "--ca_file",
         default=environment.get("KUWA_CA_FILE"),
         metavar="FILE",
-        help="Certificate authorities that an https kernel is verified against (PEM)",
+        help="Certificate authorities to verify an https kernel with (PEM)",
     )
 
 

@@ -130,7 +130,7 @@ def add_options(
         "-c",
         "--generation_config",
         default=None,
-        help="A YAML or JSON file with generation options; options on the command line go before it",
+        help="YAML or JSON file with generation options; the command line takes precedence",
     )
     for option in table:
         # SUPPRESS: only what was given is in `args`, so that a default never hides the file's value.
