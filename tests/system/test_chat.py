@@ -90,7 +90,7 @@ class TestInAPipe:
     def test_an_address_that_is_none_is_refused(self) -> None:
         done = pipe("localhost:9000", "debug", said="hi")
         assert done.returncode == 2
-        assert "is no address: give one such as http://127.0.0.1:9000" in done.stderr.decode()
+        assert "is not a valid address (for example http://127.0.0.1:9000)" in done.stderr.decode()
 
     def test_an_answer_that_breaks_off_is_a_failure(self, kernel: Kernel) -> None:
         done = pipe(kernel.url, "talker", said="fail")
