@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from kuwa.client.report import Report, decode_report
 from kuwa.http.client import Response, fetch, open_stream
 from kuwa.wire.errors import BadUpstream, KuwaError, NoReplica, UpstreamLost
+from kuwa.wire.report import Report, decode_report
 from kuwa.wire.sse import DONE, EventTooLong, SseReader
 
 DEFAULT_KERNEL_URL = "http://127.0.0.1:9000"

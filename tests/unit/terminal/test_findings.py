@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from kuwa.client.report import About, Queue, Replica, Report
 from kuwa.terminal.findings import (
     GIB,
     Asked,
@@ -20,6 +19,7 @@ from kuwa.terminal.findings import (
     whom_to_ask,
 )
 from kuwa.terminal.texts import texts
+from kuwa.wire.report import About, Queue, Replica, Report
 
 EN = texts("en")
 SOUND = Machine(
