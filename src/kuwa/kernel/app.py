@@ -28,8 +28,8 @@ from kuwa.kernel.accounting import Ledger
 from kuwa.kernel.api.errors import http_error, kuwa_error
 from kuwa.kernel.api.front import FrontPage
 from kuwa.kernel.api.ids import WithRequestIds
-from kuwa.kernel.api.native import WorkerApi
 from kuwa.kernel.api.status import StatusApi
+from kuwa.kernel.api.workers import WorkerApi
 from kuwa.kernel.chat import Chat
 from kuwa.kernel.dialects import v1
 from kuwa.kernel.dialects.dialect import Dialect, Entrance
