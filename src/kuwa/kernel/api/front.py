@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 import msgspec
@@ -14,10 +14,9 @@ from kuwa import __version__
 from kuwa.kernel.api import page
 from kuwa.kernel.api.front_texts import Texts, texts
 from kuwa.kernel.api.page import Cell
-from kuwa.kernel.registry import Registry, Replica
+from kuwa.wire.report import Replica, Report
 
 DEFAULT_BASE = "http://127.0.0.1:9000"
-WELCOME = "welcome"
 # The best state that any executor of a model is in is the model's.
 BEST_FIRST = ("ready", "suspect", "ejected", "starting", "draining")
 # Several ways into one.
@@ -29,27 +28,21 @@ MARK = (
 
 
 class FrontPage:
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    """`report` makes the kernel's report of this moment."""
+
+    def __init__(self, report: Callable[[], Report]) -> None:
+        self._report = report
 
     async def page(self, request: Request) -> Response:
         words = texts(request.headers.get("accept-language", ""))
         base = f"{request.url.scheme}://{request.url.netloc}"
-        models = self._models()
+        report = self._report()
         body = [_header(words)]
-        body += _served(words, base, models)
-        body += _ask(words, base, models)
+        body += _served(words, base, report.by_code())
+        body += _ask(words, base, report)
         body += _add(words, base)
         body += _more(words)
         return page.respond("Kuwa", "".join(body), language=words.language)
-
-    def _models(self) -> dict[str, list[Replica]]:
-        """Every access code that somebody serves or is about to, in order."""
-        models: dict[str, list[Replica]] = {}
-        for replica in self._registry.all_replicas():
-            for code in replica.access_codes if replica.alive else ():
-                models.setdefault(code, []).append(replica)
-        return dict(sorted(models.items()))
 
 
 def _header(words: Texts) -> str:
@@ -75,7 +68,7 @@ def _served(words: Texts, base: str, models: dict[str, list[Replica]]) -> list[s
 
 def _row(words: Texts, code: str, replicas: Sequence[Replica]) -> list[Cell]:
     state = _state(replicas)
-    kinds = sorted({replica.executor or replica.source for replica in replicas})
+    kinds = sorted({replica.kind for replica in replicas})
     lengths = [replica.context_length for replica in replicas if replica.context_length > 0]
     return [
         Cell(code, "m"),
@@ -91,11 +84,11 @@ def _state(replicas: Sequence[Replica]) -> str:
     return next((state for state in BEST_FIRST if state in states), "gone")
 
 
-def _ask(words: Texts, base: str, models: dict[str, list[Replica]]) -> list[str]:
+def _ask(words: Texts, base: str, report: Report) -> list[str]:
     parts = [f"<h2>{escape(words.ask)}</h2>"]
-    code = suggestion(models)
+    code = report.suggestion()
     if code is None:
-        return [*parts, f'<p class="dim">{escape(words.none_ready)}</p>'] if models else []
+        return [*parts, f'<p class="dim">{escape(words.none_ready)}</p>'] if report.replicas else []
     return [
         *parts,
         f"<h3>{escape(words.ask_by_curl)}</h3>",
@@ -105,17 +98,6 @@ def _ask(words: Texts, base: str, models: dict[str, list[Replica]]) -> list[str]
         f"<p>{escape(words.ask_by_library)}</p>",
         _shell(f"{base}/v1"),
     ]
-
-
-def suggestion(models: dict[str, list[Replica]]) -> str | None:
-    """The access code to try first: `welcome` where it is ready, else the first that is ready and chats."""
-    ready = [code for code, replicas in models.items() if any(map(_chats, replicas))]
-    return WELCOME if WELCOME in ready else next(iter(ready), None)
-
-
-def _chats(replica: Replica) -> bool:
-    """Whether it is ready for a chat; one that does not say what it can is an old one or an upstream, and chats."""
-    return replica.state == "ready" and (not replica.capabilities or "chat" in replica.capabilities)
 
 
 def _add(words: Texts, base: str) -> list[str]:
