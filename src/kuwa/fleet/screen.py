@@ -8,12 +8,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
+from kuwa.client import Report
 from kuwa.fleet.config import Settings
-from kuwa.fleet.kernel import Served
-from kuwa.fleet.programs import KERNEL, WELCOME, Program
+from kuwa.fleet.programs import KERNEL, Program
 from kuwa.fleet.supervision import Abandoned, Died, Ready
 from kuwa.fleet.texts import texts
 
@@ -23,6 +24,23 @@ if TYPE_CHECKING:
 
 TAIL_LINES = 8
 TAIL_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One line of the table. `state` is the kernel's name for it, or the phase of a program that it does not know."""
+
+    access_code: str
+    executor: str
+    state: str
+    endpoint: str
+
+
+def rows_of(report: Report | None) -> list[Served]:
+    """The lines of the replicas in the report; none without one."""
+    if report is None:
+        return []
+    return [Served(code, replica.kind, replica.state, replica.endpoint) for code, replica in report.rows()]
 
 
 class Screen:
@@ -86,8 +104,8 @@ class Screen:
     def abandoned(self, news: Abandoned) -> None:
         self.problem(self._texts.abandoned.format(name=news.program.name, missing=news.missing))
 
-    def served(self, rows: Sequence[Served], logs: Path) -> None:
-        """The table, and all that one needs to go on from here."""
+    def served(self, rows: Sequence[Served], suggestion: str | None, logs: Path) -> None:
+        """The table, the addresses, and a command that asks the model `suggestion`."""
         from rich.table import Table
 
         words = self._texts
@@ -102,10 +120,9 @@ class Screen:
         facts = ((words.page, f"{url}/v1.0/worker/debug"), (words.api, f"{url}/v1"), (words.logs, str(logs)))
         for label, value in facts:
             self._console.print(label + value)
-        code = suggestion(rows)
-        if code is not None:
+        if suggestion is not None:
             self._console.print(f"{words.try_it}\n")
-            self._console.print(curl_line(url, code, words.hello) + "\n", style="bold cyan")
+            self._console.print(curl_line(url, suggestion, words.hello) + "\n", style="bold cyan")
         self._console.print(words.to_end)
 
     def kernel_lost(self) -> None:
@@ -135,12 +152,6 @@ class _Output:
     def flush(self) -> None:
         with suppress(OSError):
             self._stream.flush()
-
-
-def suggestion(rows: Sequence[Served]) -> str | None:
-    """The access code to try first: `welcome` where it is ready, else the first that is."""
-    ready = [row.access_code for row in rows if row.state == "ready"]
-    return WELCOME if WELCOME in ready else next(iter(ready), None)
 
 
 def curl_line(url: str, access_code: str, hello: str) -> str:

@@ -15,11 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from kuwa.fleet import kernel
+from kuwa.client import Client, Report
 from kuwa.fleet.config import ON_THE_HUB, Settings
-from kuwa.fleet.kernel import Served
 from kuwa.fleet.programs import KERNEL, Program, programs
-from kuwa.fleet.screen import Screen
+from kuwa.fleet.screen import Screen, Served, rows_of
 from kuwa.fleet.supervision import (
     Abandoned,
     Action,
@@ -33,6 +32,7 @@ from kuwa.fleet.supervision import (
     Terminate,
 )
 from kuwa.fleet.texts import texts
+from kuwa.wire.errors import KuwaError
 
 LOOK_EVERY_S = 0.2
 CANNOT_START = 1
@@ -80,7 +80,7 @@ def obstacle(settings: Settings) -> str | None:
     if error.errno != errno.EADDRINUSE:
         return words.port_refused.format(port=settings.port, reason=error.strerror)
     other = next((p for p in range(settings.port + 1, 65536) if _try_port(p) is None), 9000)
-    whose = words.by_kernel if asyncio.run(kernel.is_live(settings.kernel_url)) else ""
+    whose = words.by_kernel if asyncio.run(Client(settings.kernel_url).is_live()) else ""
     return words.port_taken.format(port=settings.port, by_whom=whose, other=other)
 
 
@@ -101,6 +101,7 @@ class Fleet:
         self._settings = settings
         self._plan = plan
         self._screen = screen
+        self._client = Client(settings.kernel_url)
         self._logs = settings.folders.logs(settings.port)
         self._supervision = Supervision(plan, time.monotonic())
         self._processes: dict[str, asyncio.subprocess.Process] = {}
@@ -150,12 +151,13 @@ class Fleet:
             awaited = self._supervision.starting()
             codes = {program.access_code: program.name for program in awaited if program.kind == "executor"}
             if any(program.kind == "kernel" for program in awaited):
-                if await kernel.is_live(self._settings.kernel_url):
+                if await self._client.is_live():
                     self._is_ready(KERNEL)
             elif codes:
-                for row in await kernel.served(self._settings.kernel_url):
-                    if row.state == "ready" and row.access_code in codes:
-                        self._is_ready(codes[row.access_code], row.since_s)
+                report = await self._report()
+                for code, replica in report.rows() if report is not None else ():
+                    if replica.state == "ready" and code in codes:
+                        self._is_ready(codes[code], replica.since_s)
 
     def _is_ready(self, name: str, since_s: float = 0.0) -> None:
         self._supervision.ready(name, time.monotonic(), since_s)
@@ -208,17 +210,26 @@ class Fleet:
                 self._screen.abandoned(news)
             case Settled():
                 self._screen.still()
-                self._screen.served(await self._rows(), self._logs)
+                await self._show_served()
 
-    async def _rows(self) -> list[Served]:
-        """What the kernel says is served, and what of ours it does not know (yet, or any more); ours first."""
-        rows = await kernel.served(self._settings.kernel_url)
+    async def _report(self) -> Report | None:
+        """The kernel's report; None if it does not answer."""
+        try:
+            return await self._client.report()
+        except KuwaError:
+            return None
+
+    async def _show_served(self) -> None:
+        """Everything that the kernel serves, and the executors of ours that it does not know (yet); ours first."""
+        report = await self._report()
+        rows = rows_of(report)
         known = {row.access_code for row in rows}
         ours = [program for program in self._plan if program.kind == "executor"]
         missing = [program for program in ours if program.access_code not in known]
         rows += [Served(p.access_code, p.executor, self._supervision.phase(p.name), "") for p in missing]
         order = {program.access_code: position for position, program in enumerate(ours)}
-        return sorted(rows, key=lambda row: order.get(row.access_code, len(order)))
+        rows.sort(key=lambda row: order.get(row.access_code, len(order)))
+        self._screen.served(rows, report.suggestion() if report is not None else None, self._logs)
 
     def _log(self, program: Program) -> Path:
         return self._logs / f"{program.name.replace('/', '_')}.log"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from kuwa.client import Client, Replica, Report
@@ -56,16 +55,9 @@ def _show_table(setting: Setting, words: Texts, report: Report) -> None:
     for heading in (words.slots, words.waits, words.since):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column(words.load, overflow="fold")
-    for code, replica in rows(report):
+    for code, replica in report.rows():
         table.add_row(*cells(words, report, code, replica), style=STYLES.get(replica.state, ""))
     console.print(table)
-
-
-def rows(report: Report) -> Iterator[tuple[str, Replica]]:
-    """One for each access code of each executor, in the kernel's order."""
-    for replica in report.replicas:
-        for code in replica.access_codes:
-            yield code, replica
 
 
 def cells(words: Texts, report: Report, code: str, replica: Replica) -> tuple[str, ...]:
@@ -73,7 +65,7 @@ def cells(words: Texts, report: Report, code: str, replica: Replica) -> tuple[st
     slots = "∞" if replica.slots is None else str(replica.slots)
     texts = (
         code,
-        replica.executor or replica.wire,
+        replica.kind,
         words.states.get(replica.state, replica.state),
         urlsplit(replica.endpoint).netloc,
         f"{replica.running}/{slots}",

@@ -77,12 +77,15 @@ class Report(msgspec.Struct, frozen=True):
         """The access codes with a replica that is ready, sorted."""
         return sorted({code for replica in self.replicas if replica.state == "ready" for code in replica.access_codes})
 
+    def rows(self) -> list[tuple[str, Replica]]:
+        """Each access code of each replica, in the kernel's order."""
+        return [(code, replica) for replica in self.replicas for code in replica.access_codes]
+
     def by_code(self) -> dict[str, list[Replica]]:
         """The replicas of each access code, sorted by access code."""
         found: dict[str, list[Replica]] = {}
-        for replica in self.replicas:
-            for code in replica.access_codes:
-                found.setdefault(code, []).append(replica)
+        for code, replica in self.rows():
+            found.setdefault(code, []).append(replica)
         return dict(sorted(found.items()))
 
     def suggestion(self) -> str | None:

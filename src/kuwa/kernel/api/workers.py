@@ -122,7 +122,7 @@ def _page(report: Report) -> str:
         ),
     ]
     if report.replicas:
-        parts.append(page.table(_HEADS, (_row(report, code, r) for r in report.replicas for code in r.access_codes)))
+        parts.append(page.table(_HEADS, (_row(report, code, replica) for code, replica in report.rows())))
     else:
         parts.append("<p>No executor is registered. Start one: <code>kuwa-executor debug</code></p>")
     if report.gone:
