@@ -60,7 +60,7 @@ def _pull(args: argparse.Namespace, environ: Mapping[str, str]) -> NoReturn:
 
 
 def _models(args: argparse.Namespace, environ: Mapping[str, str]) -> NoReturn:
-    from kuwa.fleet.config import folders
+    from kuwa.home import folders
 
     own = str(folders(environ, Path.home()).models)
     _become("kuwa.builtin.llamacpp.library", *(["--json"] if args.json else []), own, *args.folder)
@@ -93,8 +93,9 @@ def _secrets(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _up(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from kuwa.fleet.config import ON_THE_HUB, Settings, folders, language
+    from kuwa.fleet.config import ON_THE_HUB, Settings
     from kuwa.fleet.up import up
+    from kuwa.home import folders, language
 
     models: list[str] = args.model
     settings = Settings(
@@ -128,7 +129,7 @@ def _doctor(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _setting(args: argparse.Namespace, environ: Mapping[str, str]) -> Setting:
-    from kuwa.fleet.config import folders, language
+    from kuwa.home import folders, language
     from kuwa.terminal.config import Setting
 
     return Setting(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kuwa.fleet.config import Language
+from kuwa.home import Language
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

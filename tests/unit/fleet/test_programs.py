@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuwa.fleet.config import Folders, Settings
+from kuwa.fleet.config import Settings
 from kuwa.fleet.programs import access_code_of, programs
+from kuwa.home import Folders
 from kuwa.wire.names import check_access_code
 
 

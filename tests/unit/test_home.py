@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kuwa.fleet.config import folders, language
+from kuwa.home import folders, language
 
 HOME = Path("/home/someone")
 
