@@ -77,9 +77,9 @@ def _become(module: str, *arguments: str) -> NoReturn:
 
 def _secrets(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from kuwa.fleet import secrets
-    from kuwa.wire.secrets import secrets_file
+    from kuwa.home import folders
 
-    path = secrets_file(environ, Path.home())
+    path = folders(environ, Path.home()).secrets
     try:
         if args.action == "set":
             given = secrets.given_secret(args.file, args.variable, sys.stdin, args.name)

@@ -13,14 +13,19 @@ Language = Literal["en", "zh-TW"]
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """Where Kuwa keeps its things. Nothing is created by reading them."""
+    """Nothing is created here. `data` is for models and the chat history, `config` for secrets, `cache` for logs."""
 
     data: Path
+    config: Path
     cache: Path
 
     @property
     def models(self) -> Path:
         return self.data / "models"
+
+    @property
+    def secrets(self) -> Path:
+        return self.config / "secrets.json"
 
     def logs(self, port: int) -> Path:
         """The logs of one `kuwa up`: two of them on two ports never share a file."""
@@ -28,13 +33,14 @@ class Folders:
 
 
 def folders(environ: Mapping[str, str], home: Path) -> Folders:
-    """`KUWA_HOME` holds everything where it is set; else the XDG folders, each with a folder `kuwa`."""
+    """`KUWA_HOME` for everything if it is set; else the folder `kuwa` in each of the XDG folders."""
     kuwa_home = environ.get("KUWA_HOME", "")
     if kuwa_home:
         root = Path(kuwa_home).expanduser().absolute()
-        return Folders(data=root, cache=root / "cache")
+        return Folders(data=root, config=root, cache=root / "cache")
     return Folders(
         data=_xdg(environ, "XDG_DATA_HOME", home / ".local" / "share") / "kuwa",
+        config=_xdg(environ, "XDG_CONFIG_HOME", home / ".config") / "kuwa",
         cache=_xdg(environ, "XDG_CACHE_HOME", home / ".cache") / "kuwa",
     )
 

@@ -19,7 +19,7 @@ def settings(*models: str, defaults: bool = True) -> Settings:
         port=9100,
         models=models,
         defaults=defaults,
-        folders=Folders(data=Path("/data"), cache=Path("/cache")),
+        folders=Folders(data=Path("/data"), config=Path("/config"), cache=Path("/cache")),
         language="en",
     )
 

@@ -17,8 +17,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kuwa.executor.arguments import UsageError
+from kuwa.home import folders
 from kuwa.wire.errors import InvalidApiKey, MissingApiKey
-from kuwa.wire.secrets import MAX_SECRET_LENGTH, PRIVATE_MODE, BadSecret, Secret, decode, secrets_file, usable_key
+from kuwa.wire.secrets import MAX_SECRET_LENGTH, PRIVATE_MODE, BadSecret, Secret, decode, usable_key
 
 KEY_OPTION = "--api_key"
 THIRD_PARTY_OPTION = "--use_third_party_api_key"
@@ -166,7 +167,7 @@ def _first(args: argparse.Namespace, environment: Mapping[str, str], provider: P
         if key := environment.get(variable, "").strip():
             return key, variable
     source = f"'kuwa secrets set {provider.secret}'"
-    secret = _global_values(secrets_file(environment, home)).get(provider.secret)
+    secret = _global_values(folders(environment, home).secrets).get(provider.secret)
     return (_resolve(secret, source, environment), source) if secret else ("", "")
 
 
