@@ -31,8 +31,8 @@ from kuwa.fleet.supervision import (
     Supervision,
     Terminate,
 )
-from kuwa.fleet.texts import texts
 from kuwa.wire.errors import KuwaError
+from kuwa.words import words_in
 
 LOOK_EVERY_S = 0.2
 CANNOT_START = 1
@@ -52,19 +52,19 @@ def up(settings: Settings) -> int:
         return CANNOT_START
     gguf_engine = all(importlib.util.find_spec(part) is not None for part in ENGINE_PARTS)
     if not gguf_engine and (settings.defaults or settings.models):
-        screen.note(texts(settings.language).no_gguf_engine)
+        screen.note(words_in(settings.language).up.no_gguf_engine)
     elif any(model.startswith(ON_THE_HUB) for model in settings.models):
-        screen.note(texts(settings.language).downloads.format(logs=settings.folders.logs(settings.port)))
+        screen.note(words_in(settings.language).up.downloads.format(logs=settings.folders.logs(settings.port)))
     fleet = Fleet(settings, programs(settings, gguf_engine=gguf_engine), screen)
     return asyncio.run(fleet.run())
 
 
 def obstacle(settings: Settings) -> str | None:
     """Why nothing can be started at all, in one line that says what to do; None where nothing is in the way."""
-    words = texts(settings.language)
+    words = words_in(settings.language)
     for model in settings.models:
         if not model.startswith(ON_THE_HUB) and not Path(model).is_file():
-            return words.no_such_model.format(path=model)
+            return words.up.no_such_model.format(path=model)
     logs = settings.folders.logs(settings.port)
     for folder in (logs, settings.folders.models):
         try:
@@ -73,15 +73,15 @@ def obstacle(settings: Settings) -> str | None:
                 # An error in a log may say what a user has asked.
                 folder.chmod(PRIVATE_FOLDER)
         except OSError as error:
-            return words.no_folder.format(path=folder, reason=error.strerror)
+            return words.up.no_folder.format(path=folder, reason=error.strerror)
     error = _try_port(settings.port)
     if error is None:
         return None
     if error.errno != errno.EADDRINUSE:
-        return words.port_refused.format(port=settings.port, reason=error.strerror)
+        return words.up.port_refused.format(port=settings.port, reason=error.strerror)
     other = next((p for p in range(settings.port + 1, 65536) if _try_port(p) is None), 9000)
-    whose = words.by_kernel if asyncio.run(Client(settings.kernel_url).is_live()) else ""
-    return words.port_taken.format(port=settings.port, by_whom=whose, other=other)
+    whose = words.up.by_kernel if asyncio.run(Client(settings.kernel_url).is_live()) else ""
+    return words.up.port_taken.format(port=settings.port, by_whom=whose, other=other)
 
 
 def _try_port(port: int) -> OSError | None:

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 from pathlib import Path
-from string import Formatter
 
 import pytest
 
 from kuwa.fleet.screen import Served, curl_line, how, last_lines, rows_of
-from kuwa.fleet.texts import texts
 from kuwa.wire.report import About, Replica, Report
-
-
-def fields(text: str) -> set[str]:
-    return {name for _, name, _, _ in Formatter().parse(text) if name}
-
-
-def test_both_languages_fill_the_same_fields() -> None:
-    english, chinese = dataclasses.asdict(texts("en")), dataclasses.asdict(texts("zh-TW"))
-    for name, text in english.items():
-        if isinstance(text, str):
-            assert fields(text) == fields(chinese[name]), name
-    assert english["states"].keys() == chinese["states"].keys()
 
 
 @pytest.mark.parametrize("hello", ["Hello!", "你好！", "it's"])

@@ -18,10 +18,10 @@ from kuwa.terminal.findings import (
     machine_findings,
     whom_to_ask,
 )
-from kuwa.terminal.texts import texts
 from kuwa.wire.report import About, Queue, Replica, Report
+from kuwa.words import words_in
 
-EN = texts("en")
+EN = words_in("en")
 SOUND = Machine(
     kuwa="0.1.0",
     python="3.11.7",
@@ -132,15 +132,3 @@ def test_a_model_that_is_not_ready_is_not_asked() -> None:
 def test_an_answer_that_did_not_come_is_something_to_do() -> None:
     assert answer_finding(EN, Asked(model="debug", trouble="it broke"), Path("/logs")).needs_doing
     assert not answer_finding(EN, Asked(model="debug", tokens=3), Path("/logs")).needs_doing
-
-
-def test_both_languages_fill_in_the_same_names() -> None:
-    import re
-
-    en, zh = texts("en"), texts("zh-TW")
-    for name in en.__slots__:
-        one, other = getattr(en, name), getattr(zh, name)
-        if isinstance(one, str):
-            assert set(re.findall(r"\{(\w+)", one)) == set(re.findall(r"\{(\w+)", other)), name
-        else:
-            assert one.keys() == other.keys(), name

@@ -68,7 +68,7 @@ def add_key_options(add_argument: Callable[..., Any], provider: Provider) -> Non
         THIRD_PARTY_OPTION,
         action="store_true",
         help="Send API keys in requests to --base_url, whichever server that is; the v1.0 form has them in "
-        f"{THIRD_PARTY_FIELD} instead of {provider.form_field}. Without this option such keys are sent to {provider.host} "
+        f"{THIRD_PARTY_FIELD} instead of {provider.form_field}. Without this option they are sent to {provider.host} "
         "only",
     )
 
