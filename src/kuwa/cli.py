@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kuwa import __version__
 from kuwa.clash import check_clash
+from kuwa.home import DEFAULT_KERNEL_URL, DEFAULT_PORT, folders, language
 
 if TYPE_CHECKING:
     import ssl
 
     from kuwa.terminal.config import Setting
 
-DEFAULT_PORT = "9000"
-DEFAULT_KERNEL_URL = "http://127.0.0.1:9000"
 INTERRUPTED = 130  # what a shell makes of SIGINT
 
 UP_DESCRIPTION = (
@@ -60,8 +59,6 @@ def _pull(args: argparse.Namespace, environ: Mapping[str, str]) -> NoReturn:
 
 
 def _models(args: argparse.Namespace, environ: Mapping[str, str]) -> NoReturn:
-    from kuwa.home import folders
-
     own = str(folders(environ, Path.home()).models)
     _become("kuwa.builtin.llamacpp.library", *(["--json"] if args.json else []), own, *args.folder)
 
@@ -77,7 +74,6 @@ def _become(module: str, *arguments: str) -> NoReturn:
 
 def _secrets(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from kuwa.fleet import secrets
-    from kuwa.home import folders
 
     path = folders(environ, Path.home()).secrets
     try:
@@ -95,7 +91,6 @@ def _secrets(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _up(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from kuwa.fleet.config import ON_THE_HUB, Settings
     from kuwa.fleet.up import up
-    from kuwa.home import folders, language
 
     models: list[str] = args.model
     settings = Settings(
@@ -129,7 +124,6 @@ def _doctor(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _setting(args: argparse.Namespace, environ: Mapping[str, str]) -> Setting:
-    from kuwa.home import folders, language
     from kuwa.terminal.config import Setting
 
     return Setting(
@@ -162,7 +156,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     up.add_argument(
         "--port",
         type=_port,
-        default=environ.get("KUWA_PORT") or DEFAULT_PORT,
+        default=environ.get("KUWA_PORT") or str(DEFAULT_PORT),
         help="the kernel's port; KUWA_PORT in the environment (default: %(default)s)",
     )
     up.add_argument("--no_defaults", action="store_true", help="do not start debug, dummy and welcome")

@@ -1,5 +1,5 @@
-"""The folders of Kuwa on this machine and the language of its messages, from the environment that the caller passes in:
-`KUWA_HOME`, the XDG folders, and the locale. Pure; used by every program."""
+"""Defaults that every program shares: the folders on this machine and the language of messages, both from the
+environment that the caller passes in (`KUWA_HOME`, the XDG folders, the locale), and the address of a kernel. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 Language = Literal["en", "zh-TW"]
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 9000
+DEFAULT_KERNEL_URL = f"http://{DEFAULT_HOST}:{DEFAULT_PORT}"
 
 
 @dataclass(frozen=True, slots=True)

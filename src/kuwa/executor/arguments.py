@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+from kuwa.home import DEFAULT_KERNEL_URL
 from kuwa.wire.errors import InvalidRequest
 from kuwa.wire.names import check_access_code
 
 DESCRIPTION = "LLM model executor, Please make sure your kernel is working before use."
 LOG_LEVELS = ("NOTSET", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-DEFAULT_KERNEL_URL = "http://127.0.0.1:9000/"
+KERNEL_URL = DEFAULT_KERNEL_URL + "/"
 OWN_PATHS = ("/v1/", "/health", "/metrics")
 
 # Options of ours are kept under names that no executor's own option can have.
@@ -44,7 +45,7 @@ class Settings:
     host: str | None = None
     port: int | None = None
     executor_path: str = "/chat"
-    kernel_url: str = DEFAULT_KERNEL_URL
+    kernel_url: str = KERNEL_URL
     log: str = "INFO"
     concurrency: int = 1
     trim_history: bool = False
@@ -148,7 +149,7 @@ def general_options(parser: ExecutorParser, environment: Mapping[str, str], name
     group.add_argument("--executor_path", default="/chat", help="The path this model executor is going to use")
     group.add_argument(
         "--kernel_url",
-        default=environment.get("KUWA_KERNEL_URL", DEFAULT_KERNEL_URL),
+        default=environment.get("KUWA_KERNEL_URL", KERNEL_URL),
         help="Base URL of Kernel's executor management API",
     )
     group.add_argument(
@@ -267,7 +268,7 @@ def _kernel_url(url: str) -> str:
     except ValueError:
         sound = False
     if not sound:
-        raise UsageError(f"--kernel_url is {url!r}; it looks like {DEFAULT_KERNEL_URL}")
+        raise UsageError(f"--kernel_url is {url!r}; it looks like {KERNEL_URL}")
     return url if url.endswith("/") else url + "/"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kuwa.home import Folders, Language
+from kuwa.home import DEFAULT_HOST, Folders, Language
 
 ON_THE_HUB = "hf://"
 """The prefix of a model on the Hugging Face hub; its executor downloads it."""
@@ -22,4 +22,4 @@ class Settings:
 
     @property
     def kernel_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{DEFAULT_HOST}:{self.port}"

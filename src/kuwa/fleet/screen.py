@@ -3,7 +3,6 @@ is served and a command to try. Called by `kuwa.fleet.up` alone; the words come 
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from kuwa.fleet.config import Settings
 from kuwa.fleet.programs import KERNEL, Program
 from kuwa.fleet.supervision import Abandoned, Died, Ready
 from kuwa.words import words_in
+from kuwa.words.phrases import curl_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,7 +122,7 @@ class Screen:
             self._console.print(label + value)
         if suggestion is not None:
             self._console.print(f"{words.up.try_it}\n")
-            self._console.print(curl_line(url, suggestion, words.hello) + "\n", style="bold cyan")
+            self._console.print(curl_command(url, suggestion, words.hello) + "\n", style="bold cyan")
         self._console.print(words.up.to_end)
 
     def kernel_lost(self) -> None:
@@ -152,15 +152,6 @@ class _Output:
     def flush(self) -> None:
         with suppress(OSError):
             self._stream.flush()
-
-
-def curl_line(url: str, access_code: str, hello: str) -> str:
-    """A command that streams an answer, in the quoting of every POSIX shell."""
-    body = json.dumps(
-        {"model": access_code, "stream": True, "messages": [{"role": "user", "content": hello}]},
-        ensure_ascii=False,
-    ).replace("'", "'\\''")
-    return f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
 
 
 def how(code: int) -> str:

@@ -31,6 +31,7 @@ from kuwa.fleet.supervision import (
     Supervision,
     Terminate,
 )
+from kuwa.home import DEFAULT_PORT
 from kuwa.wire.errors import KuwaError
 from kuwa.words import words_in
 
@@ -79,7 +80,7 @@ def obstacle(settings: Settings) -> str | None:
         return None
     if error.errno != errno.EADDRINUSE:
         return words.up.port_refused.format(port=settings.port, reason=error.strerror)
-    other = next((p for p in range(settings.port + 1, 65536) if _try_port(p) is None), 9000)
+    other = next((p for p in range(settings.port + 1, 65536) if _try_port(p) is None), DEFAULT_PORT)
     whose = words.up.by_kernel if asyncio.run(Client(settings.kernel_url).is_live()) else ""
     return words.up.port_taken.format(port=settings.port, by_whom=whose, other=other)
 

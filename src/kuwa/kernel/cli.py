@@ -11,20 +11,21 @@ from typing import NoReturn
 
 from kuwa import __version__
 from kuwa.clash import check_clash
+from kuwa.home import DEFAULT_KERNEL_URL
 from kuwa.kernel.settings import SETTINGS, BadSetting, Settings, load
 
 PROGRAM = "kuwa-kernel"
 EXIT_USAGE = 2
 EXIT_FAILED = 1
 
-EPILOG = """\
+EPILOG = f"""\
 Each flag can also be set by an environment variable, KUWA_PORT for --port and so on; a flag wins. For flags that
 may be repeated, separate the values by blanks. Keys are read from environment variables only.
 
   kuwa-kernel
   KUWA_UPSTREAM_KEY_GPT=sk-… kuwa-kernel --upstream gpt=https://api.openai.com/v1#gpt-4o
 
-Status page: http://127.0.0.1:9000/v1.0/worker/debug
+Status page: {DEFAULT_KERNEL_URL}/v1.0/worker/debug
 """
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Generic, TypeVar, cast
 from urllib.parse import urlsplit
 
+from kuwa.home import DEFAULT_HOST, DEFAULT_PORT
 from kuwa.kernel.policy import POLICIES, PolicyName
 from kuwa.kernel.trust import may_listen
 from kuwa.wire.errors import InvalidRequest
@@ -121,8 +122,8 @@ def _readable_file(text: str) -> str:
 
 NO_SOCKET = -1
 
-HOST = Setting("host", str, "127.0.0.1", "address to listen on", "HOST")
-PORT = Setting("port", _port, 9000, "port to listen on; 0 for any free port", "PORT")
+HOST = Setting("host", str, DEFAULT_HOST, "address to listen on", "HOST")
+PORT = Setting("port", _port, DEFAULT_PORT, "port to listen on; 0 for any free port", "PORT")
 LOG_LEVEL = Setting("log_level", _log_level, "INFO", "DEBUG, INFO, WARNING, ERROR or CRITICAL, in any case", "LEVEL")
 UPSTREAM = Setting(
     "upstream",

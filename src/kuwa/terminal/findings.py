@@ -8,8 +8,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from kuwa.client import Report
+from kuwa.home import DEFAULT_PORT
 from kuwa.wire.lines import printable
 from kuwa.words import Words
+from kuwa.words.phrases import kernel_option
 
 GIB = 2**30
 LITTLE_MEMORY = GIB
@@ -158,7 +160,7 @@ def kernel_findings(words: Words, seen: KernelSeen) -> Iterator[Finding]:
     if ready:
         yield Finding(words.doctor.served.format(models=printable(", ".join(ready))))
     else:
-        yield Finding(words.doctor.none_ready, words.doctor.none_ready_do.format(option=_kernel_option(seen)))
+        yield Finding(words.doctor.none_ready, words.doctor.none_ready_do.format(option=kernel_option(seen.url)))
 
 
 def _no_kernel(words: Words, seen: KernelSeen) -> Finding:
@@ -174,12 +176,8 @@ def _no_kernel(words: Words, seen: KernelSeen) -> Finding:
 
 
 def _start(words: Words, seen: KernelSeen) -> str:
-    option = f" --port {seen.port}" if seen.port not in (0, 9000) else ""
+    option = f" --port {seen.port}" if seen.port not in (0, DEFAULT_PORT) else ""
     return words.doctor.port_free_do.format(option=option)
-
-
-def _kernel_option(seen: KernelSeen) -> str:
-    return "" if seen.url == "http://127.0.0.1:9000" else f" --kernel_url {seen.url}/"
 
 
 def whom_to_ask(report: Report | None) -> str:

@@ -12,6 +12,7 @@ from kuwa.terminal.config import Setting
 from kuwa.wire.errors import KuwaError
 from kuwa.wire.lines import printable
 from kuwa.words import Words, words_in
+from kuwa.words.phrases import duration
 
 PIPE_WIDTH = 1000
 STYLES = {"ready": "green", "starting": "blue", "suspect": "yellow", "draining": "yellow", "ejected": "red"}
@@ -87,15 +88,3 @@ def load(words: Words, replica: Replica) -> str:
     if replica.note:
         parts.append(replica.note)
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`42s`, `7m`, `3h05m`, `12d4h`."""
-    whole = max(0, int(seconds))
-    if whole < 120:
-        return f"{whole}s"
-    minutes = whole // 60
-    if minutes < 60:
-        return f"{minutes}m"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours < 48 else f"{hours // 24}d{hours % 24}h"

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from pathlib import Path
 
 import pytest
 
-from kuwa.fleet.screen import Served, curl_line, how, last_lines, rows_of
+from kuwa.fleet.screen import Served, how, last_lines, rows_of
 from kuwa.wire.report import About, Replica, Report
-
-
-@pytest.mark.parametrize("hello", ["Hello!", "你好！", "it's"])
-def test_the_curl_line_is_one_shell_command_with_a_json_body(hello: str) -> None:
-    words = shlex.split(curl_line("http://127.0.0.1:9000", "welcome", hello))
-    assert words[:3] == ["curl", "-N", "http://127.0.0.1:9000/v1/chat/completions"]
-    body = json.loads(words[words.index("-d") + 1])
-    assert body == {"model": "welcome", "stream": True, "messages": [{"role": "user", "content": hello}]}
 
 
 def test_each_access_code_of_each_replica_is_a_line_of_the_table() -> None:

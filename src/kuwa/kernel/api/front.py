@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Callable, Sequence
 from html import escape
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,8 +14,8 @@ from kuwa.kernel.api import page
 from kuwa.kernel.api.page import Cell
 from kuwa.wire.report import Replica, Report
 from kuwa.words import Words, preferred
+from kuwa.words.phrases import curl_command, kernel_option
 
-DEFAULT_BASE = "http://127.0.0.1:9000"
 # The best state that any executor of a model is in is the model's.
 BEST_FIRST = ("ready", "suspect", "ejected", "starting", "draining")
 # Several ways into one.
@@ -94,7 +93,7 @@ def _ask(words: Words, base: str, report: Report) -> list[str]:
     return [
         *parts,
         f"<h3>{escape(words.page.ask_by_curl)}</h3>",
-        _shell(curl_line(base, code, words.hello)),
+        _shell(curl_command(base, code, words.hello)),
         f"<h3>{escape(words.page.ask_in_terminal)}</h3>",
         _shell(f"kuwa chat {shlex.quote(code)}{kernel_option(base)}"),
         f"<p>{escape(words.page.ask_by_library)}</p>",
@@ -128,18 +127,3 @@ def _more(words: Words) -> list[str]:
 
 def _shell(command: str) -> str:
     return f"<pre>{escape(command)}</pre>"
-
-
-def kernel_option(base: str) -> str:
-    """What a command needs in order to find this kernel; nothing where it is where commands look for it."""
-    return "" if base == DEFAULT_BASE else f" --kernel_url {shlex.quote(base + '/')}"
-
-
-def curl_line(base: str, code: str, hello: str) -> str:
-    """A command that streams an answer of `code`, ready to be pasted into a shell."""
-    request = {"model": code, "messages": [{"role": "user", "content": hello}], "stream": True}
-    body = msgspec.json.encode(request).decode()
-    return (
-        f"curl -N {shlex.quote(base + '/v1/chat/completions')} -H 'Content-Type: application/json' "
-        f"-d {shlex.quote(body)}"
-    )

@@ -27,6 +27,7 @@ from kuwa.wire.errors import MethodNotAllowed, ModelNotFound, NoReplica, NotFoun
 from kuwa.wire.form import parse_form, required
 from kuwa.wire.names import check_access_code
 from kuwa.wire.report import Replica, Report, encode_report
+from kuwa.words.phrases import duration
 
 REFRESH_S = 3
 
@@ -146,7 +147,7 @@ def _row(report: Report, code: str, replica: Replica) -> list[Cell]:
         Cell(f"{replica.running} / {slots}", "n"),
         Cell(report.waiting(code), "n"),
         Cell(_load(replica)),
-        Cell(page.duration(replica.since_s), "n"),
+        Cell(duration(replica.since_s), "n"),
     ]
 
 
@@ -168,7 +169,7 @@ def _gone_row(replica: Replica) -> list[Cell]:
         Cell(" ".join(replica.access_codes), "m"),
         Cell(replica.endpoint, "m"),
         Cell(replica.note or "unregistered or replaced"),
-        Cell(page.duration(replica.since_s), "n"),
+        Cell(duration(replica.since_s), "n"),
     ]
 
 
