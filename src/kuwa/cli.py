@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from kuwa.terminal.config import Setting
 
-INTERRUPTED = 130  # what a shell makes of SIGINT
+INTERRUPTED = 130  # the exit code of shells for SIGINT
 
 UP_DESCRIPTION = (
     "Start the kernel and the executors debug, dummy and welcome (a small GGUF model made on this machine), list the "

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class BadSetting(Exception):
-    """A setting that is not valid. The message is one line: which flag, variable or key, what is wrong, what to do."""
+    """A setting that is not valid. The message is one line: the flag, variable or key, the error, and the fix."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ PARAMETERS = OPENAI + COMPATIBLE
 # Two spellings of one limit: a request that sets either has set both, since servers refuse a body that holds both.
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 
-# What the older completions API does not know or means differently (its logprobs is a number).
+# Options that the older completions API lacks or defines differently (its logprobs is a number).
 CHAT_ONLY = frozenset(
     {
         "max_completion_tokens",

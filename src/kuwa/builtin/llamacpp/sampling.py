@@ -1,6 +1,6 @@
 """The generation options of llama.cpp, as its server names them: one table for help, command line, `-c`, request.
 
-Only what somebody set is sent, so llama.cpp's own defaults apply to the rest; `otherwise` names them.
+Only options that are set are sent, so llama.cpp's own defaults apply to the rest; `otherwise` names them.
 """
 
 from __future__ import annotations
