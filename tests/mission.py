@@ -1,4 +1,5 @@
-"""What the commands print, letter by letter, as the tutorial that the project began with has it."""
+"""What the commands print, letter by letter, as the tutorial that the project began with has it; but where the tutorial
+has `(default: None)`, the help names the default that applies, or none."""
 
 from __future__ import annotations
 
@@ -28,13 +29,13 @@ optional arguments:
 
 General Options:
   --access_code ACCESS_CODE
-                        Access code (default: None)
+                        Access code (default: debug)
   --version VERSION     Version of the executor interface (default: v1.0)
   --ignore_kernel       Ignore kernel (default: False)
   --https               Register the executor endpoint with https scheme (default: False)
   --host HOST           The hostname or IP address that will be stored in Kernel, Make sure the location are
-                        accessible by Kernel (default: None)
-  --port PORT           The port to serve. By choosing None, it'll assign an unused port (default: None)
+                        accessible by Kernel
+  --port PORT           The port to serve. By choosing None, it'll assign an unused port
   --executor_path EXECUTOR_PATH
                         The path this model executor is going to use (default: /chat)
   --kernel_url KERNEL_URL

@@ -1,5 +1,5 @@
-"""The command `kuwa`. It reads the command line and the environment and hands over to the part that does the work;
-that part is imported when it is needed, so that `--help` answers at once."""
+"""The command `kuwa`. It reads the command line and the environment and calls the part that does the work. That part is
+imported only when needed, so `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -13,33 +13,32 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kuwa import __version__
 from kuwa.clash import check_clash
+from kuwa.home import DEFAULT_KERNEL_URL, DEFAULT_PORT, folders, language
 
 if TYPE_CHECKING:
     import ssl
 
     from kuwa.terminal.config import Setting
 
-DEFAULT_PORT = "9000"
-DEFAULT_KERNEL_URL = "http://127.0.0.1:9000"
-INTERRUPTED = 130  # what a shell makes of SIGINT
+INTERRUPTED = 130  # the exit code of shells for SIGINT
 
 UP_DESCRIPTION = (
-    "Start the kernel and, beside it, the executors debug, dummy and welcome (a small GGUF model made on this "
-    "machine), show what is served, and keep it running until Ctrl-C."
+    "Start the kernel and the executors debug, dummy and welcome (a small GGUF model made on this machine), list the "
+    "running models, and keep everything running until Ctrl-C."
 )
 CHAT_DESCRIPTION = (
-    "Talk to a model. At a terminal: Markdown as it comes, line editing, a history; Ctrl-C stops an answer, Ctrl-D "
-    "ends. In a pipe the input is one question and the output is exactly the answer: echo hi | kuwa chat debug"
+    "Chat with a model. At a terminal: streaming Markdown, line editing, a history; Ctrl-C stops an answer, Ctrl-D "
+    "ends the chat. In a pipe the input is one question and the output is exactly the answer: echo hi | kuwa chat debug"
 )
 CHAT_EPILOG = (
-    "Several lines: end a line with \\ to go on in the next one, or put the text between two marks of three double "
-    "quotes; what is pasted may have several lines as it is. /help shows the commands of the conversation: /system, "
-    "/model, /save, /clear, /quit."
+    "Several lines: end a line with \\ to continue on the next one, or put the text between two marks of three double "
+    "quotes; pasted text may have several lines. /help lists the commands of the chat: /system, /model, /save, /clear, "
+    "/quit."
 )
-PS_DESCRIPTION = "Show what the kernel serves: where each executor is, its state, its slots and its load."
+PS_DESCRIPTION = "List the running models: the address, state, slots and load of each executor."
 DOCTOR_DESCRIPTION = (
-    "Look at this machine and its kernel: versions, memory, disk, extras, the engine, the port, and a real answer. "
-    "Each finding says what to do. Exit code 1 where something needs doing."
+    "Check this machine and the kernel: versions, memory, disk, extras, the engine, the port, and a real answer. Each "
+    "problem comes with its fix. Exit code 1 if something needs fixing."
 )
 
 
@@ -60,8 +59,6 @@ def _pull(args: argparse.Namespace, environ: Mapping[str, str]) -> NoReturn:
 
 
 def _models(args: argparse.Namespace, environ: Mapping[str, str]) -> NoReturn:
-    from kuwa.fleet.config import folders
-
     own = str(folders(environ, Path.home()).models)
     _become("kuwa.builtin.llamacpp.library", *(["--json"] if args.json else []), own, *args.folder)
 
@@ -69,7 +66,7 @@ def _models(args: argparse.Namespace, environ: Mapping[str, str]) -> NoReturn:
 def _become(module: str, *arguments: str) -> NoReturn:
     """Go on as another program of Kuwa: this one knows no executor, and starts them by command line."""
     if importlib.util.find_spec("huggingface_hub") is None:
-        sys.stderr.write("kuwa: this needs the parts for GGUF models; install them: pip install 'kuwa[llamacpp]'\n")
+        sys.stderr.write("kuwa: support for GGUF models is not installed. Run: pip install 'kuwa[llamacpp]'\n")
         sys.exit(1)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])  # noqa: S606 - our own module
@@ -77,9 +74,8 @@ def _become(module: str, *arguments: str) -> NoReturn:
 
 def _secrets(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from kuwa.fleet import secrets
-    from kuwa.wire.secrets import secrets_file
 
-    path = secrets_file(environ, Path.home())
+    path = folders(environ, Path.home()).secrets
     try:
         if args.action == "set":
             given = secrets.given_secret(args.file, args.variable, sys.stdin, args.name)
@@ -93,7 +89,7 @@ def _secrets(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _up(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from kuwa.fleet.config import ON_THE_HUB, Settings, folders, language
+    from kuwa.fleet.config import ON_THE_HUB, Settings
     from kuwa.fleet.up import up
 
     models: list[str] = args.model
@@ -128,7 +124,6 @@ def _doctor(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _setting(args: argparse.Namespace, environ: Mapping[str, str]) -> Setting:
-    from kuwa.fleet.config import folders, language
     from kuwa.terminal.config import Setting
 
     return Setting(
@@ -143,7 +138,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kuwa",
         description="Kuwa: one front door for every language model you have.",
-        epilog="The parts by themselves: kuwa-kernel --help, kuwa-executor --list.",
+        epilog="The single programs: kuwa-kernel --help, kuwa-executor --list.",
     )
     parser.add_argument("--version", action="version", version=f"kuwa {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
@@ -156,44 +151,42 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PATH.gguf",
-        help="serve this GGUF file too, or one of the hub: hf://REPO?FILE; may be repeated",
+        help="also serve this GGUF file, or one on the hub: hf://REPO?FILE; may be repeated",
     )
     up.add_argument(
         "--port",
         type=_port,
-        default=environ.get("KUWA_PORT") or DEFAULT_PORT,
+        default=environ.get("KUWA_PORT") or str(DEFAULT_PORT),
         help="the kernel's port; KUWA_PORT in the environment (default: %(default)s)",
     )
-    up.add_argument("--no_defaults", action="store_true", help="start neither debug, dummy nor welcome")
+    up.add_argument("--no_defaults", action="store_true", help="do not start debug, dummy and welcome")
     chat = commands.add_parser(
-        "chat", help="talk to a model", description=CHAT_DESCRIPTION, epilog=CHAT_EPILOG, allow_abbrev=False
+        "chat", help="chat with a model", description=CHAT_DESCRIPTION, epilog=CHAT_EPILOG, allow_abbrev=False
     )
     chat.set_defaults(run=_chat)
     chat.add_argument(
         "access_code",
         nargs="?",
         type=_access_code,
-        help="the model; without it the only one that is served, or a list to choose from",
+        help="the model (default: the only running one, or a list to choose from)",
     )
     chat.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
     _add_kernel(chat, environ)
-    ps = commands.add_parser("ps", help="show what is served", description=PS_DESCRIPTION, allow_abbrev=False)
+    ps = commands.add_parser("ps", help="list running models", description=PS_DESCRIPTION, allow_abbrev=False)
     ps.set_defaults(run=_ps)
-    ps.add_argument("--json", action="store_true", help="for programs: everything the kernel reports")
+    ps.add_argument("--json", action="store_true", help="print the kernel's full report as JSON")
     _add_kernel(ps, environ)
-    doctor = commands.add_parser(
-        "doctor", help="say what is wrong here, and what to do", description=DOCTOR_DESCRIPTION, allow_abbrev=False
-    )
+    doctor = commands.add_parser("doctor", help="diagnose problems", description=DOCTOR_DESCRIPTION, allow_abbrev=False)
     doctor.set_defaults(run=_doctor)
     _add_kernel(doctor, environ)
-    secrets = commands.add_parser("secrets", help="keep API keys for executors", allow_abbrev=False)
+    secrets = commands.add_parser("secrets", help="manage API keys", allow_abbrev=False)
     secrets.set_defaults(run=_secrets)
     _add_secrets(secrets)
     pull = commands.add_parser(
         "pull",
         help="download a GGUF model from the Hugging Face hub",
-        description="Download a GGUF model into the Hugging Face cache, with its checksum compared. A download that "
-        "was cut off goes on where it was. The path of the file is printed.",
+        description="Download a GGUF model into the Hugging Face cache, verify it, and print the path of the file. "
+        "Interrupted downloads resume.",
     )
     pull.add_argument("model", metavar="hf://REPO?FILE")
     pull.set_defaults(run=_pull)
@@ -202,8 +195,8 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         help="list the GGUF models on this machine",
         description="List the GGUF files in the Hugging Face cache, in Kuwa's own folder and in the folders given.",
     )
-    models.add_argument("folder", nargs="*", metavar="FOLDER", help="a further folder to look in")
-    models.add_argument("--json", action="store_true", help="as JSON, for programs")
+    models.add_argument("folder", nargs="*", metavar="FOLDER", help="additional folder to search")
+    models.add_argument("--json", action="store_true", help="print JSON")
     models.set_defaults(run=_models)
     return parser
 
@@ -221,35 +214,35 @@ def _add_kernel(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> 
         type=_authorities,
         default=environ.get("KUWA_CA_FILE") or None,
         metavar="FILE.pem",
-        help="authorities to trust beside the system's, for an https kernel; KUWA_CA_FILE in the environment",
+        help="additional certificate authorities to trust, for an https kernel; KUWA_CA_FILE in the environment",
     )
 
 
 def _add_secrets(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Keep API keys for the executors that this user starts on this machine, in a file that nobody else can read. "
-        "Executors look for openai (chatgpt) and gemini (geminipro)."
+        "Manage API keys for the executors that this user starts on this machine. They are stored in a file that only "
+        "this user can read. Executors use openai (chatgpt) and gemini (geminipro)."
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
     keep = actions.add_parser(
         "set",
-        help="keep a secret; its value is read from standard input or asked for",
-        description="Keep a secret. Its value is read from standard input or asked for, never from the command line.",
+        help="store a secret; its value is read from standard input or a prompt",
+        description="Store a secret. Its value is read from standard input or a prompt, never from the command line.",
         allow_abbrev=False,
     )
-    keep.add_argument("name", metavar="NAME", help="such as openai or gemini")
+    keep.add_argument("name", metavar="NAME", help="for example openai or gemini")
     where = keep.add_mutually_exclusive_group()
-    where.add_argument("--file", metavar="FILE", help="do not keep the value, but the name of the file that holds it")
-    where.add_argument("--variable", metavar="NAME", help="do not keep the value, but the environment variable's name")
-    actions.add_parser("list", help="show the names and how each is kept, never a value")
-    forget = actions.add_parser("remove", help="forget a secret", allow_abbrev=False)
+    where.add_argument("--file", metavar="FILE", help="store the name of a file that contains the value")
+    where.add_argument("--variable", metavar="NAME", help="store the name of an environment variable")
+    actions.add_parser("list", help="list the names and where each value is stored, never a value")
+    forget = actions.add_parser("remove", help="delete a secret", allow_abbrev=False)
     forget.add_argument("name", metavar="NAME", help="as kuwa secrets list shows it")
 
 
 def _port(text: str) -> int:
     if text.isdecimal() and 0 < int(text) < 65536:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 1 to 65535")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a valid port (must be 1-65535)")
 
 
 def _access_code(text: str) -> str:
@@ -273,7 +266,7 @@ def _kernel_url(text: str) -> str:
     except ValueError:
         sound = False
     if not sound or not url.isascii() or not url.isprintable() or " " in url:
-        raise argparse.ArgumentTypeError(f"{text!r} is no address: give one such as {DEFAULT_KERNEL_URL}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid address (for example {DEFAULT_KERNEL_URL})")
     return url
 
 
@@ -283,7 +276,7 @@ def _authorities(path: str) -> ssl.SSLContext:
     try:
         return tls_context(path)
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"{path} holds no certificates in PEM form ({error})") from error
+        raise argparse.ArgumentTypeError(f"{path} contains no certificates in PEM format ({error})") from error
 
 
 if __name__ == "__main__":

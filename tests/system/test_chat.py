@@ -90,7 +90,7 @@ class TestInAPipe:
     def test_an_address_that_is_none_is_refused(self) -> None:
         done = pipe("localhost:9000", "debug", said="hi")
         assert done.returncode == 2
-        assert "is no address: give one such as http://127.0.0.1:9000" in done.stderr.decode()
+        assert "is not a valid address (for example http://127.0.0.1:9000)" in done.stderr.decode()
 
     def test_an_answer_that_breaks_off_is_a_failure(self, kernel: Kernel) -> None:
         done = pipe(kernel.url, "talker", said="fail")
@@ -172,7 +172,7 @@ class TestAtATerminal:
             terminal.press("never sent")
             terminal.see("never sent")
             terminal.press(CTRL_C)
-            terminal.see("/quit ends")
+            terminal.see("type /quit to end")
             terminal.say("hello there")
             assert "never sent" not in terminal.see("tokens")
 
@@ -212,7 +212,7 @@ class TestAtATerminal:
         with talk(kernel, tmp_path, "talker") as terminal:
             terminal.see(PROMPT)
             terminal.say("fail")
-            shown = terminal.see("is not kept")
+            shown = terminal.see("was not added")
             assert "half of it" in shown
             assert "Traceback" not in shown
             terminal.say("messages")
@@ -224,29 +224,29 @@ class TestAtATerminal:
             terminal.say("think")
             assert re.search(r"pondering\s+the answer", terminal.see(" s\n" + PROMPT))
             terminal.say("cut")
-            terminal.see("cut off at its greatest length")
+            terminal.see("reached its maximum length")
 
     def test_the_commands_do_what_help_says(self, kernel: Kernel, tmp_path: Path) -> None:
         saved, message_file = tmp_path / "talk.md", tmp_path / "talk.json"
         with talk(kernel, tmp_path, "talker", columns=200) as terminal:
             terminal.see(PROMPT)
             for said, seen in (
-                ("/help", "end a line with \\ to go on"),
+                ("/help", "end a line with \\ to continue"),
                 ("/system Be brief.", "The system prompt is set"),
                 ("/system", "System prompt: Be brief."),
                 ("messages", '[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "messages"}]'),
-                ("/clear", "forgotten"),
+                ("/clear", "The conversation is cleared"),
                 ("/system -", "removed"),
-                ("/nonsense", "There is no command /nonsense"),
+                ("/nonsense", "Unknown command /nonsense"),
                 ("/model", "* talker"),
                 ("/model debgu", "'debgu' is not served"),
-                ("/model debug", "talking to debug now"),
+                ("/model debug", "now chatting with debug"),
                 (" /etc/hosts", "/etc/hosts"),
-                (f"/save {saved}", f"Saved in {saved}"),
-                (f"/save {saved}", f"Saved in {saved}"),
-                (f"/save {message_file}", f"Saved in {message_file}"),
-                (f"/save {tmp_path}", "there already"),
-                (f"/save {tmp_path}/no/such.md", "cannot be written: No such file"),
+                (f"/save {saved}", f"Saved to {saved}"),
+                (f"/save {saved}", f"Saved to {saved}"),
+                (f"/save {message_file}", f"Saved to {message_file}"),
+                (f"/save {tmp_path}", "already exists"),
+                (f"/save {tmp_path}/no/such.md", "no/such.md: No such file"),
             ):
                 terminal.say(said)
                 terminal.see(seen)
@@ -263,7 +263,7 @@ class TestAtATerminal:
         with talk(kernel, tmp_path, "debug", columns=200) as terminal:
             terminal.see(PROMPT)
             terminal.say(f"/save {mine}")
-            terminal.see("is there already")
+            terminal.see("already exists")
         assert mine.read_text() == "precious"
 
     def test_a_model_is_chosen_from_the_list(self, kernel: Kernel, tmp_path: Path) -> None:
@@ -271,9 +271,9 @@ class TestAtATerminal:
             shown = terminal.see("number or access code: ")
             assert "1  debug\n  2  talker" in shown
             terminal.say("7")
-            terminal.see("none of them")
+            terminal.see("not in the list")
             terminal.say("2")
-            terminal.see("You are talking to talker.")
+            terminal.see("You are chatting with talker.")
 
     def test_what_was_said_comes_back_by_the_arrow_key_in_a_later_chat(self, kernel: Kernel, tmp_path: Path) -> None:
         with talk(kernel, tmp_path, "debug") as terminal:

@@ -11,6 +11,7 @@ import pytest
 
 from mission import DEBUG_HELP, LIST
 from processes import REPOSITORY, Stage, environment, listens
+from terminal import Terminal
 
 CPU_GOAL_S = 0.25
 # A machine shared with a whole test run is slower than the one the goal is stated for.
@@ -40,6 +41,33 @@ def test_the_help_of_debug_begins_with_the_tutorials() -> None:
     result = command("executor", "debug", "--help", COLUMNS="120")
     assert result.returncode == 0, result
     assert result.stdout[: len(DEBUG_HELP)] == DEBUG_HELP
+
+
+HELPS = [
+    ("kuwa.cli",),
+    *(("kuwa.cli", name) for name in ("up", "chat", "ps", "doctor", "pull", "models", "secrets")),
+    *(("kuwa.cli", "secrets", name) for name in ("set", "list", "remove")),
+    ("kuwa.kernel.cli",),
+    ("kuwa.executor.cli",),
+    *(("kuwa.executor.cli", line.partition(":")[0].strip()) for line in LIST.splitlines() if ": [" in line),
+]
+
+
+@pytest.mark.parametrize("argv", HELPS, ids=" ".join)
+def test_no_help_shows_a_default_of_none(argv: tuple[str, ...]) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", *argv, "--help"], capture_output=True, text=True, env=environment(), check=True
+    )
+    assert "usage:" in result.stdout
+    assert "None)" not in result.stdout
+
+
+def test_a_terminal_shows_the_same_defaults_as_a_pipe() -> None:
+    argv = [sys.executable, "-m", "kuwa.executor.cli", "chatgpt", "--help"]
+    with Terminal(argv, environment(), columns=120) as terminal:
+        assert terminal.wait() == 0
+        assert "(default: 600.0)" in terminal.text
+        assert "None)" not in terminal.text
 
 
 @pytest.mark.parametrize("name", ["debug", "dummy", "geminipro", "chatgpt", "huggingface", "llamacpp"])

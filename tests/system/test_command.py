@@ -40,7 +40,7 @@ def test_help_imports_nothing_that_takes_time() -> None:
 def test_a_port_that_is_none_is_refused_in_one_line(port: str) -> None:
     done = run("kuwa.cli", "up", f"--port={port}")
     assert done.returncode == 2
-    assert "is no port: give a number from 1 to 65535" in done.stderr.splitlines()[-1]
+    assert "is not a valid port (must be 1-65535)" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("module", ["kuwa.cli", "kuwa.kernel.cli", "kuwa.executor.cli"])

@@ -76,9 +76,9 @@ def test_ps_of_something_that_is_no_kernel_says_so(kernel: Kernel) -> None:
 def test_the_doctor_finds_nothing_to_do_where_all_is_well(kernel: Kernel, tmp_path: Path) -> None:
     done = kuwa("doctor", "--kernel_url", kernel.url, KUWA_HOME=str(tmp_path))
     assert done.returncode == 0, done
-    assert "debug answers: " in done.stdout
+    assert "debug answered: " in done.stdout
     assert "The engine for GGUF files loads." in done.stdout
-    assert done.stdout.rstrip().endswith("Nothing needs doing.")
+    assert done.stdout.rstrip().endswith("No problems found.")
 
 
 def test_the_doctor_without_a_kernel_says_how_to_start_one(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_doctor_without_a_kernel_says_how_to_start_one(tmp_path: Path) -> No
     done = kuwa("doctor", "--kernel_url", f"http://127.0.0.1:{port}", KUWA_HOME=str(tmp_path))
     assert done.returncode == 1
     assert f"kuwa up --port {port}" in done.stdout
-    assert done.stdout.rstrip().endswith("Needs doing: 1.")
+    assert done.stdout.rstrip().endswith("Problems found: 1.")
 
 
 def test_the_doctor_names_the_program_that_holds_the_port(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_the_doctor_names_the_program_that_holds_the_port(tmp_path: Path) -> Non
         holder.listen()
         done = kuwa("doctor", "--kernel_url", f"http://127.0.0.1:{port}", KUWA_HOME=str(tmp_path))
     assert done.returncode == 1
-    assert f"Port {port} is held by another program" in done.stdout
+    assert f"Port {port} is used by another program" in done.stdout
     assert f"process {os.getpid()}" in done.stdout
     assert "kuwa up --port" in done.stdout
 
@@ -105,7 +105,7 @@ def test_the_doctor_tells_of_a_folder_that_cannot_be_used(kernel: Kernel, tmp_pa
     (tmp_path / "file").write_text("in the way")
     done = kuwa("doctor", "--kernel_url", kernel.url, KUWA_HOME=str(tmp_path / "file" / "kuwa"))
     assert done.returncode == 1
-    assert "cannot be written" in done.stdout
+    assert "is not writable" in done.stdout
 
 
 def test_the_doctor_tells_of_the_old_distribution_and_of_all_else(kernel: Kernel, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_the_doctor_tells_of_the_old_distribution_and_of_all_else(kernel: Kernel
     done = kuwa("doctor", "--kernel_url", kernel.url, KUWA_HOME=str(tmp_path), PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert "pip uninstall --yes kuwa-executor" in done.stdout
-    assert "debug answers" in done.stdout
+    assert "debug answered" in done.stdout
 
 
 def test_the_doctor_in_taiwan_speaks_traditional_chinese(kernel: Kernel, tmp_path: Path) -> None:

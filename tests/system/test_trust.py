@@ -5,6 +5,7 @@ registered; and the holes of the old kernel, each tried and found shut.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -33,7 +34,7 @@ def ask(url: str, method: str, **headers: str) -> Answer:
 def refusal(answer: Answer) -> str:
     """The code of a refusal; the v1.0 chat routes word it as text."""
     if answer.headers["content-type"].startswith("text/plain"):
-        return "forbidden_origin" if "origin" in answer.text.lower() else "forbidden_host"
+        return "forbidden_origin" if re.search("[Oo]rigin|another site", answer.text) else "forbidden_host"
     return answer.error["code"]
 
 

@@ -120,7 +120,7 @@ def test_logs_are_for_this_user_alone_also_where_they_were_not_before(stage: Sta
 def test_an_executor_that_dies_is_reported_with_its_log_and_started_again(up: Up) -> None:
     before = up.child("dummy")
     before.kill()
-    up.process.wait_for(lambda: "dummy ended by itself (SIGKILL)" in up.process.log, "the death was reported")
+    up.process.wait_for(lambda: "dummy exited unexpectedly (SIGKILL)" in up.process.log, "the death was reported")
     up.process.wait_for(lambda: len(re.findall(r"dummy is ready", up.process.log)) == 2, "it was ready a second time")
     assert up.child("dummy").pid != before.pid
     assert "dummy.log" in up.process.log
@@ -153,7 +153,7 @@ def test_told_to_end_it_ends_everything_and_leaves_nothing(stage: Stage, tmp_pat
     assert running.process.wait() == 0
     assert nothing_left(family)
     assert not listens(running.port)
-    assert "ended by itself" not in running.process.log
+    assert "exited unexpectedly" not in running.process.log
 
 
 def test_told_to_end_while_it_starts_it_leaves_nothing(stage: Stage, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_model_that_is_not_there_is_named_at_once(stage: Stage, tmp_path: Path
     running = start(stage, tmp_path, "--model", str(tmp_path / "absent.gguf"))
     assert running.process.wait() == 1
     [line] = running.process.log.splitlines()
-    assert f"There is no file {tmp_path / 'absent.gguf'}" in line
+    assert f"File not found: {tmp_path / 'absent.gguf'}" in line
 
 
 def test_a_model_that_is_no_gguf_is_given_up_with_its_reason_and_the_others_run(stage: Stage, tmp_path: Path) -> None:
@@ -219,8 +219,8 @@ def test_a_model_that_is_no_gguf_is_given_up_with_its_reason_and_the_others_run(
     model.write_bytes(b"this is no model")
     running = start(stage, tmp_path, "--model", str(model))
     running.wait_for_table()
-    running.process.wait_for(lambda: "not starting it again" in running.process.log, "it was given up")
-    assert "broken ended by itself" in running.process.log
+    running.process.wait_for(lambda: "not restarting it" in running.process.log, "it was given up")
+    assert "broken exited unexpectedly" in running.process.log
     assert "GGUF" in running.process.log
     assert chat_text(running.url, "debug", "fine") == "fine"
 

@@ -14,12 +14,11 @@ no. Closing the iterator of a chat, or cancelling the task that reads it, ends t
 from __future__ import annotations
 
 from kuwa.client.client import Client, Delta, Message, NoKernel, Refused, Usage
-from kuwa.client.report import Gone, Queue, Replica, Report
+from kuwa.wire.report import Queue, Replica, Report
 
 __all__ = [
     "Client",
     "Delta",
-    "Gone",
     "Message",
     "NoKernel",
     "Queue",

@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
-from kuwa.client.report import Report, decode_report
+from kuwa.home import DEFAULT_KERNEL_URL
 from kuwa.http.client import Response, fetch, open_stream
 from kuwa.wire.errors import BadUpstream, KuwaError, NoReplica, UpstreamLost
+from kuwa.wire.report import Report, decode_report
 from kuwa.wire.sse import DONE, EventTooLong, SseReader
 
-DEFAULT_KERNEL_URL = "http://127.0.0.1:9000"
 TIMEOUT_S = 5.0
 JSON_BODY = (b"content-type", b"application/json")
 JSON_WANTED = (b"accept", b"application/json")

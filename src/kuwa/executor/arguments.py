@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+from kuwa.home import DEFAULT_KERNEL_URL
 from kuwa.wire.errors import InvalidRequest
 from kuwa.wire.names import check_access_code
 
 DESCRIPTION = "LLM model executor, Please make sure your kernel is working before use."
 LOG_LEVELS = ("NOTSET", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-DEFAULT_KERNEL_URL = "http://127.0.0.1:9000/"
+KERNEL_URL = DEFAULT_KERNEL_URL + "/"
 OWN_PATHS = ("/v1/", "/health", "/metrics")
 
 # Options of ours are kept under names that no executor's own option can have.
@@ -44,7 +45,7 @@ class Settings:
     host: str | None = None
     port: int | None = None
     executor_path: str = "/chat"
-    kernel_url: str = DEFAULT_KERNEL_URL
+    kernel_url: str = KERNEL_URL
     log: str = "INFO"
     concurrency: int = 1
     trim_history: bool = False
@@ -102,19 +103,34 @@ class ExecutorParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+class _EffectiveDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to the help of an option, unless it has none or its text names the default that applies."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        if action.default in (None, "", []) or "(default:" in text:
+            return text
+        return super()._get_help_string(action)
+
+
 def _formatter() -> Any:
     """Plain argparse in a pipe; colours on a terminal."""
     if not sys.stdout.isatty():
-        return argparse.ArgumentDefaultsHelpFormatter
-    from rich_argparse import ArgumentDefaultsRichHelpFormatter
+        return _EffectiveDefaults
+    from rich_argparse import RichHelpFormatter
 
-    return ArgumentDefaultsRichHelpFormatter
+    class Coloured(_EffectiveDefaults, RichHelpFormatter):
+        """The same on a terminal."""
+
+    return Coloured
 
 
-def general_options(parser: ExecutorParser, environment: Mapping[str, str]) -> None:
-    """The options of the mission's help, in its order and its words."""
+def general_options(parser: ExecutorParser, environment: Mapping[str, str], name: str) -> None:
+    """The options of the mission's help, in its order and its words. `name` is the access code that applies where the
+    command line gives none."""
     group = parser.add_argument_group("General Options")
-    group.add_argument("--access_code", action="append", default=None, help="Access code")
+    shown = f" (default: {name})".replace("%", "%%") if name else ""
+    group.add_argument("--access_code", action="append", default=None, help=f"Access code{shown}")
     group.add_argument("--version", default="v1.0", help="Version of the executor interface")
     group.add_argument("--ignore_kernel", action="store_true", help="Ignore kernel")
     group.add_argument("--https", action="store_true", help="Register the executor endpoint with https scheme")
@@ -133,7 +149,7 @@ def general_options(parser: ExecutorParser, environment: Mapping[str, str]) -> N
     group.add_argument("--executor_path", default="/chat", help="The path this model executor is going to use")
     group.add_argument(
         "--kernel_url",
-        default=environment.get("KUWA_KERNEL_URL", DEFAULT_KERNEL_URL),
+        default=environment.get("KUWA_KERNEL_URL", KERNEL_URL),
         help="Base URL of Kernel's executor management API",
     )
     group.add_argument(
@@ -164,27 +180,27 @@ def further_options(parser: ExecutorParser, environment: Mapping[str, str], conc
         type=int,
         default=concurrency,
         metavar="N",
-        help="How many requests are computed at once; more are answered 429",
+        help="Concurrency limit; further requests are rejected with 429",
     )
     add(
         "--trim_history",
         action="store_true",
-        help="Leave out the oldest turns of a conversation that is too long, also for OpenAI clients",
+        help="Drop the oldest turns of a conversation that is too long, for OpenAI clients too",
     )
     add(
         "--allowed_host",
         action="append",
         default=None,
         metavar="HOST",
-        help="A further name under which clients may address this executor; repeat for several",
+        help="Additional host name that clients may use for this executor; repeat for several",
     )
-    add("--tls_cert", default=None, metavar="FILE", help="Serve TLS with this certificate chain (PEM)")
-    add("--tls_key", default=None, metavar="FILE", help="The private key of --tls_cert (PEM)")
+    add("--tls_cert", default=None, metavar="FILE", help="Certificate chain to serve TLS with (PEM)")
+    add("--tls_key", default=None, metavar="FILE", help="Private key of --tls_cert (PEM)")
     add(
         "--ca_file",
         default=environment.get("KUWA_CA_FILE"),
         metavar="FILE",
-        help="Certificate authorities that an https kernel is verified against (PEM)",
+        help="Certificate authorities to verify an https kernel with (PEM)",
     )
 
 
@@ -252,7 +268,7 @@ def _kernel_url(url: str) -> str:
     except ValueError:
         sound = False
     if not sound:
-        raise UsageError(f"--kernel_url is {url!r}; it looks like {DEFAULT_KERNEL_URL}")
+        raise UsageError(f"--kernel_url is {url!r}; it looks like {KERNEL_URL}")
     return url if url.endswith("/") else url + "/"
 
 

@@ -69,7 +69,7 @@ class LLMExecutor:
         started = invocation.current() or _from_command_line()
         self.environment: Mapping[str, str] = started.environment
         parser = ExecutorParser(started.prog)
-        general_options(parser, started.environment)
+        general_options(parser, started.environment, type(self).LLM_name or started.name)
         self.extend_arguments(parser)
         further_options(parser, started.environment, type(self).concurrency)
         self.args: argparse.Namespace = parser.parse(started.arguments)

@@ -36,6 +36,7 @@ class Option:
     """One generation option. `low` and `high` are inclusive.
 
     `type` is int, float, bool, str, `list` (texts; repeated on the command line) or `dict` (a JSON object).
+    `otherwise` describes, for the help, the value that applies where `default` is None: that of the model or server.
     """
 
     name: str
@@ -45,6 +46,13 @@ class Option:
     choices: tuple[Any, ...] | None = None
     low: float | None = None
     high: float | None = None
+    otherwise: str = ""
+
+    @property
+    def described(self) -> str:
+        """The help text, with the default that applies where one is known."""
+        default = self.otherwise if self.default is None else self.default
+        return self.help if default == "" else f"{self.help} (default: {default})"
 
     def check(self, value: Any) -> Any:
         """`value` as this option's type. Raises ValueError with the end of a sentence: "must be …, not …"."""
@@ -122,7 +130,7 @@ def add_options(
         "-c",
         "--generation_config",
         default=None,
-        help="A YAML or JSON file with generation options; options on the command line go before it",
+        help="YAML or JSON file with generation options; the command line takes precedence",
     )
     for option in table:
         # SUPPRESS: only what was given is in `args`, so that a default never hides the file's value.
@@ -132,7 +140,7 @@ def add_options(
             action="append" if option.type is list else "store",
             default=argparse.SUPPRESS,
             metavar=option.name.upper(),
-            help=f"{option.help} (default: {option.default})".replace("%", "%%"),
+            help=option.described.replace("%", "%%"),
         )
 
 

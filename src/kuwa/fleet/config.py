@@ -1,38 +1,18 @@
-"""What `kuwa up` was asked for, and where this machine keeps things. The one place of the fleet that reads the
-environment (`KUWA_HOME`, the XDG folders, the language); `kuwa.cli` calls it once with `os.environ`."""
+"""The settings of one `kuwa up`; `kuwa.cli` fills them in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
-Language = Literal["en", "zh-TW"]
+from kuwa.home import DEFAULT_HOST, Folders, Language
 
 ON_THE_HUB = "hf://"
-"""How a model on the Hugging Face hub begins; its executor downloads it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Folders:
-    """Where Kuwa keeps its things. Nothing is created by reading them."""
-
-    data: Path
-    cache: Path
-
-    @property
-    def models(self) -> Path:
-        return self.data / "models"
-
-    def logs(self, port: int) -> Path:
-        """The logs of one `kuwa up`: two of them on two ports never share a file."""
-        return self.cache / "logs" / str(port)
+"""The prefix of a model on the Hugging Face hub; its executor downloads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """One `kuwa up`. `models` are GGUF files to serve beside the defaults: paths, or `hf://REPO?FILE`."""
+    """`models` are additional GGUF files to serve: paths, or `hf://REPO?FILE`."""
 
     port: int
     models: tuple[str, ...]
@@ -42,28 +22,4 @@ class Settings:
 
     @property
     def kernel_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-
-def folders(environ: Mapping[str, str], home: Path) -> Folders:
-    """`KUWA_HOME` holds everything where it is set; else the XDG folders, each with a folder `kuwa`."""
-    kuwa_home = environ.get("KUWA_HOME", "")
-    if kuwa_home:
-        root = Path(kuwa_home).expanduser().absolute()
-        return Folders(data=root, cache=root / "cache")
-    return Folders(
-        data=_xdg(environ, "XDG_DATA_HOME", home / ".local" / "share") / "kuwa",
-        cache=_xdg(environ, "XDG_CACHE_HOME", home / ".cache") / "kuwa",
-    )
-
-
-def _xdg(environ: Mapping[str, str], name: str, default: Path) -> Path:
-    """The XDG rule: a relative path in one of its variables is invalid and ignored."""
-    path = Path(environ.get(name, ""))
-    return path if path.is_absolute() else default
-
-
-def language(environ: Mapping[str, str]) -> Language:
-    """The language of the messages, by the precedence that POSIX gives the variables."""
-    chosen = next((environ[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if environ.get(name)), "")
-    return "zh-TW" if chosen.replace("-", "_").startswith(("zh_TW", "zh_Hant")) else "en"
+        return f"http://{DEFAULT_HOST}:{self.port}"

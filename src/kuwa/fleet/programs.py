@@ -10,9 +10,9 @@ from typing import Literal
 
 from kuwa.fleet.config import ON_THE_HUB, Settings
 from kuwa.wire.names import MAX_ACCESS_CODE
+from kuwa.wire.report import WELCOME
 
 KERNEL = "kernel"
-WELCOME = "welcome"
 WELCOME_FILE = "welcome-file"
 
 Kind = Literal["kernel", "task", "executor"]

@@ -1,21 +1,22 @@
 """What the person who typed `kuwa up` sees: progress, deaths with the last lines of their logs, the table of what
-is served and a command to try. Called by `kuwa.fleet.up` alone; the words come from `kuwa.fleet.texts`."""
+is served and a command to try. Called by `kuwa.fleet.up` alone; the words come from `kuwa.words`."""
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
+from kuwa.client import Report
 from kuwa.fleet.config import Settings
-from kuwa.fleet.kernel import Served
-from kuwa.fleet.programs import KERNEL, WELCOME, Program
+from kuwa.fleet.programs import KERNEL, Program
 from kuwa.fleet.supervision import Abandoned, Died, Ready
-from kuwa.fleet.texts import texts
+from kuwa.words import words_in
+from kuwa.words.phrases import curl_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,23 @@ TAIL_LINES = 8
 TAIL_BYTES = 16 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One line of the table. `state` is the kernel's name for it, or the phase of a program that it does not know."""
+
+    access_code: str
+    executor: str
+    state: str
+    endpoint: str
+
+
+def rows_of(report: Report | None) -> list[Served]:
+    """The lines of the replicas in the report; none without one."""
+    if report is None:
+        return []
+    return [Served(code, replica.kind, replica.state, replica.endpoint) for code, replica in report.rows()]
+
+
 class Screen:
     """Writes to one terminal or pipe; a terminal gets colours and a line that moves while something starts."""
 
@@ -32,7 +50,7 @@ class Screen:
         from rich.console import Console
 
         self._settings = settings
-        self._texts = texts(settings.language)
+        self._words = words_in(settings.language)
         self._console: Console = Console(
             file=cast(TextIO, _Output(sys.stdout)), highlight=False, markup=False, soft_wrap=True
         )
@@ -52,7 +70,7 @@ class Screen:
         if not programs:
             self.still()
             return
-        text = self._texts.starting.format(names=", ".join(program.name for program in programs))
+        text = self._words.up.starting.format(names=", ".join(program.name for program in programs))
         if self._progress is None:
             self._progress = self._console.status(text)
             self._progress.start()
@@ -64,58 +82,57 @@ class Screen:
             self._progress = None
 
     def ready(self, news: Ready) -> None:
-        text = self._texts.kernel_ready if news.program.name == KERNEL else self._texts.ready
+        text = self._words.up.kernel_ready if news.program.name == KERNEL else self._words.up.ready
         self._console.print(
             text.format(name=news.program.name, url=self._settings.kernel_url, took_s=news.took_s), style="green"
         )
 
     def died(self, news: Died, log: Path) -> None:
         """The death, what follows from it, and (once) the end of the log: there stands why."""
-        died = self._texts.died.format(name=news.program.name, how=how(news.code))
+        died = self._words.up.died.format(name=news.program.name, how=how(news.code))
         if news.again_in_s is None:
-            self.problem(f"{died}; {self._texts.given_up}")
+            self.problem(f"{died}; {self._words.up.given_up}")
         else:
-            self.note(f"{died}; {self._texts.again.format(again_in_s=news.again_in_s)}")
+            self.note(f"{died}; {self._words.up.again.format(again_in_s=news.again_in_s)}")
         if news.again:
             return
         lines = last_lines(log)
-        self._console.print("  " + (self._texts.last_lines if lines else self._texts.empty_log).format(log=log))
+        self._console.print("  " + (self._words.up.last_lines if lines else self._words.up.empty_log).format(log=log))
         for line in lines:
             self._console.print("  | " + line, style="dim")
 
     def abandoned(self, news: Abandoned) -> None:
-        self.problem(self._texts.abandoned.format(name=news.program.name, missing=news.missing))
+        self.problem(self._words.up.abandoned.format(name=news.program.name, missing=news.missing))
 
-    def served(self, rows: Sequence[Served], logs: Path) -> None:
-        """The table, and all that one needs to go on from here."""
+    def served(self, rows: Sequence[Served], suggestion: str | None, logs: Path) -> None:
+        """The table, the addresses, and a command that asks the model `suggestion`."""
         from rich.table import Table
 
-        words = self._texts
-        table = Table(title=words.served_title, title_justify="left", title_style="bold")
-        for heading in (words.access_code, words.executor, words.state, words.endpoint):
+        words = self._words
+        table = Table(title=words.up.served_title, title_justify="left", title_style="bold")
+        for heading in (words.access_code, words.executor, words.state, words.up.endpoint):
             table.add_column(heading, overflow="fold")
         for row in rows:
             table.add_row(row.access_code, row.executor, words.states.get(row.state, row.state), row.endpoint)
         self._console.print()
         self._console.print(table, soft_wrap=False)
         url = self._settings.kernel_url
-        facts = ((words.page, f"{url}/v1.0/worker/debug"), (words.api, f"{url}/v1"), (words.logs, str(logs)))
+        facts = ((words.up.page, f"{url}/v1.0/worker/debug"), (words.up.api, f"{url}/v1"), (words.up.logs, str(logs)))
         for label, value in facts:
             self._console.print(label + value)
-        code = suggestion(rows)
-        if code is not None:
-            self._console.print(f"{words.try_it}\n")
-            self._console.print(curl_line(url, code, words.hello) + "\n", style="bold cyan")
-        self._console.print(words.to_end)
+        if suggestion is not None:
+            self._console.print(f"{words.up.try_it}\n")
+            self._console.print(curl_command(url, suggestion, words.hello) + "\n", style="bold cyan")
+        self._console.print(words.up.to_end)
 
     def kernel_lost(self) -> None:
-        self.problem(self._texts.kernel_lost)
+        self.problem(self._words.up.kernel_lost)
 
     def ending(self) -> None:
-        self._console.print(self._texts.ending)
+        self._console.print(self._words.up.ending)
 
     def ended(self) -> None:
-        self._console.print(self._texts.ended)
+        self._console.print(self._words.up.ended)
 
 
 class _Output:
@@ -135,21 +152,6 @@ class _Output:
     def flush(self) -> None:
         with suppress(OSError):
             self._stream.flush()
-
-
-def suggestion(rows: Sequence[Served]) -> str | None:
-    """The access code to try first: `welcome` where it is ready, else the first that is."""
-    ready = [row.access_code for row in rows if row.state == "ready"]
-    return WELCOME if WELCOME in ready else next(iter(ready), None)
-
-
-def curl_line(url: str, access_code: str, hello: str) -> str:
-    """A command that streams an answer, in the quoting of every POSIX shell."""
-    body = json.dumps(
-        {"model": access_code, "stream": True, "messages": [{"role": "user", "content": hello}]},
-        ensure_ascii=False,
-    ).replace("'", "'\\''")
-    return f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
 
 
 def how(code: int) -> str:

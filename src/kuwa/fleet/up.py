@@ -15,11 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from kuwa.fleet import kernel
+from kuwa.client import Client, Report
 from kuwa.fleet.config import ON_THE_HUB, Settings
-from kuwa.fleet.kernel import Served
 from kuwa.fleet.programs import KERNEL, Program, programs
-from kuwa.fleet.screen import Screen
+from kuwa.fleet.screen import Screen, Served, rows_of
 from kuwa.fleet.supervision import (
     Abandoned,
     Action,
@@ -32,7 +31,9 @@ from kuwa.fleet.supervision import (
     Supervision,
     Terminate,
 )
-from kuwa.fleet.texts import texts
+from kuwa.home import DEFAULT_PORT
+from kuwa.wire.errors import KuwaError
+from kuwa.words import words_in
 
 LOOK_EVERY_S = 0.2
 CANNOT_START = 1
@@ -52,19 +53,19 @@ def up(settings: Settings) -> int:
         return CANNOT_START
     gguf_engine = all(importlib.util.find_spec(part) is not None for part in ENGINE_PARTS)
     if not gguf_engine and (settings.defaults or settings.models):
-        screen.note(texts(settings.language).no_gguf_engine)
+        screen.note(words_in(settings.language).up.no_gguf_engine)
     elif any(model.startswith(ON_THE_HUB) for model in settings.models):
-        screen.note(texts(settings.language).downloads.format(logs=settings.folders.logs(settings.port)))
+        screen.note(words_in(settings.language).up.downloads.format(logs=settings.folders.logs(settings.port)))
     fleet = Fleet(settings, programs(settings, gguf_engine=gguf_engine), screen)
     return asyncio.run(fleet.run())
 
 
 def obstacle(settings: Settings) -> str | None:
     """Why nothing can be started at all, in one line that says what to do; None where nothing is in the way."""
-    words = texts(settings.language)
+    words = words_in(settings.language)
     for model in settings.models:
         if not model.startswith(ON_THE_HUB) and not Path(model).is_file():
-            return words.no_such_model.format(path=model)
+            return words.up.no_such_model.format(path=model)
     logs = settings.folders.logs(settings.port)
     for folder in (logs, settings.folders.models):
         try:
@@ -73,15 +74,15 @@ def obstacle(settings: Settings) -> str | None:
                 # An error in a log may say what a user has asked.
                 folder.chmod(PRIVATE_FOLDER)
         except OSError as error:
-            return words.no_folder.format(path=folder, reason=error.strerror)
+            return words.up.no_folder.format(path=folder, reason=error.strerror)
     error = _try_port(settings.port)
     if error is None:
         return None
     if error.errno != errno.EADDRINUSE:
-        return words.port_refused.format(port=settings.port, reason=error.strerror)
-    other = next((p for p in range(settings.port + 1, 65536) if _try_port(p) is None), 9000)
-    whose = words.by_kernel if asyncio.run(kernel.is_live(settings.kernel_url)) else ""
-    return words.port_taken.format(port=settings.port, by_whom=whose, other=other)
+        return words.up.port_refused.format(port=settings.port, reason=error.strerror)
+    other = next((p for p in range(settings.port + 1, 65536) if _try_port(p) is None), DEFAULT_PORT)
+    whose = words.up.by_kernel if asyncio.run(Client(settings.kernel_url).is_live()) else ""
+    return words.up.port_taken.format(port=settings.port, by_whom=whose, other=other)
 
 
 def _try_port(port: int) -> OSError | None:
@@ -101,6 +102,7 @@ class Fleet:
         self._settings = settings
         self._plan = plan
         self._screen = screen
+        self._client = Client(settings.kernel_url)
         self._logs = settings.folders.logs(settings.port)
         self._supervision = Supervision(plan, time.monotonic())
         self._processes: dict[str, asyncio.subprocess.Process] = {}
@@ -150,12 +152,13 @@ class Fleet:
             awaited = self._supervision.starting()
             codes = {program.access_code: program.name for program in awaited if program.kind == "executor"}
             if any(program.kind == "kernel" for program in awaited):
-                if await kernel.is_live(self._settings.kernel_url):
+                if await self._client.is_live():
                     self._is_ready(KERNEL)
             elif codes:
-                for row in await kernel.served(self._settings.kernel_url):
-                    if row.state == "ready" and row.access_code in codes:
-                        self._is_ready(codes[row.access_code], row.since_s)
+                report = await self._report()
+                for code, replica in report.rows() if report is not None else ():
+                    if replica.state == "ready" and code in codes:
+                        self._is_ready(codes[code], replica.since_s)
 
     def _is_ready(self, name: str, since_s: float = 0.0) -> None:
         self._supervision.ready(name, time.monotonic(), since_s)
@@ -208,17 +211,26 @@ class Fleet:
                 self._screen.abandoned(news)
             case Settled():
                 self._screen.still()
-                self._screen.served(await self._rows(), self._logs)
+                await self._show_served()
 
-    async def _rows(self) -> list[Served]:
-        """What the kernel says is served, and what of ours it does not know (yet, or any more); ours first."""
-        rows = await kernel.served(self._settings.kernel_url)
+    async def _report(self) -> Report | None:
+        """The kernel's report; None if it does not answer."""
+        try:
+            return await self._client.report()
+        except KuwaError:
+            return None
+
+    async def _show_served(self) -> None:
+        """Everything that the kernel serves, and the executors of ours that it does not know (yet); ours first."""
+        report = await self._report()
+        rows = rows_of(report)
         known = {row.access_code for row in rows}
         ours = [program for program in self._plan if program.kind == "executor"]
         missing = [program for program in ours if program.access_code not in known]
         rows += [Served(p.access_code, p.executor, self._supervision.phase(p.name), "") for p in missing]
         order = {program.access_code: position for position, program in enumerate(ours)}
-        return sorted(rows, key=lambda row: order.get(row.access_code, len(order)))
+        rows.sort(key=lambda row: order.get(row.access_code, len(order)))
+        self._screen.served(rows, report.suggestion() if report is not None else None, self._logs)
 
     def _log(self, program: Program) -> Path:
         return self._logs / f"{program.name.replace('/', '_')}.log"

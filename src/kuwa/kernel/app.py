@@ -28,8 +28,8 @@ from kuwa.kernel.accounting import Ledger
 from kuwa.kernel.api.errors import http_error, kuwa_error
 from kuwa.kernel.api.front import FrontPage
 from kuwa.kernel.api.ids import WithRequestIds
-from kuwa.kernel.api.native import WorkerApi
 from kuwa.kernel.api.status import StatusApi
+from kuwa.kernel.api.workers import WorkerApi
 from kuwa.kernel.chat import Chat
 from kuwa.kernel.dialects import v1
 from kuwa.kernel.dialects.dialect import Dialect, Entrance
@@ -38,10 +38,12 @@ from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.health import TickingClock, Watch
 from kuwa.kernel.metrics import Collector, Exposition, Metrics
 from kuwa.kernel.registry import Registry
+from kuwa.kernel.report import build_report
 from kuwa.kernel.settings import BadSetting, Settings
 from kuwa.kernel.trust import EndpointRule
 from kuwa.wire.errors import OPENAI, Draining, KuwaError, MethodNotAllowed
 from kuwa.wire.names import RequestIds
+from kuwa.wire.report import Report
 
 TOLD_S = 1.0  # how long clients may take to hear that their answer was cut
 
@@ -89,10 +91,11 @@ class Kernel:
             self.registry,
             self.dispatcher,
             EndpointRule(settings.allowed_executors, own_addresses),
+            report=self.report,
             draining=lambda: self.chat.draining,
             late_usage=self.ledger.late_usage,
         )
-        self.front = FrontPage(self.registry)
+        self.front = FrontPage(self.report)
         self.status = StatusApi(
             self.registry,
             self.dispatcher,
@@ -122,6 +125,10 @@ class Kernel:
             self.registry.add_upstream(
                 upstream.access_code, upstream.base_url, upstream.model, authorization, clock.now
             )
+
+    def report(self) -> Report:
+        """The state of this moment."""
+        return build_report(self.registry, self.dispatcher, draining=self.chat.draining, now=time.monotonic())
 
     async def listen(self) -> int:
         """Begin to serve; returns the port. Raises CannotListen."""

@@ -2,7 +2,7 @@
 
 Executors of the old wire are asked GET /health, upstreams GET /models; our own renew their lease and are asked only
 after their breaker has opened.
-`settle` is the one way by which changes of the registry reach the queues; `api/native` calls it too.
+`settle` is the one way by which changes of the registry reach the queues; `api/workers` calls it too.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A replica is one executor process (or one `--upstream`), under one or more access codes. Three kinds come in:
 our own executors hold a lease that they renew; executors of the old wire register once and are health-polled, for
 ten minutes also after they fell silent; upstreams stand in the kernel's own settings and are polled for as long as it
-runs. `api/native` registers, `health` polls and expires, the dispatcher takes the changes. Nothing here does I/O:
+runs. `api/workers` registers, `health` polls and expires, the dispatcher takes the changes. Nothing here does I/O:
 `now` (monotonic seconds) is passed in, and `polls_due` says what is to be asked.
 """
 

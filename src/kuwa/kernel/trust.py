@@ -1,7 +1,7 @@
 """What the kernel believes of those who register, and where it may listen. Pure.
 
 A registered endpoint is an address that the kernel will send requests to, so whoever registers one could aim the
-kernel at any server it can reach. `api/native` asks here before the registry sees anything; `cli` asks before the
+kernel at any server it can reach. `api/workers` asks here before the registry sees anything; `cli` asks before the
 kernel listens.
 """
 

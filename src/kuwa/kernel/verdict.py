@@ -17,12 +17,15 @@ from kuwa.wire.errors import (
     QueueFull,
     RequestCancelled,
     ResumeMismatch,
+    UnreadableAnswer,
     UpstreamLost,
 )
 from kuwa.wire.redaction import Redactor
 
 # What an executor says that is well and only has no room, or is the wrong one to ask: no failure of its own.
-_NO_FAULT = frozenset((Draining.code, NoReplica.code, QueueFull.code, ResumeMismatch.code, "rate_limit_exceeded"))
+_NO_FAULT = frozenset(
+    (Draining.code, NoReplica.code, QueueFull.code, ResumeMismatch.code, UnreadableAnswer.code, "rate_limit_exceeded")
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from kuwa.terminal.config import Setting
 from kuwa.terminal.conversation import COMMANDS, REMOVE, Conversation, Entry, command
 from kuwa.terminal.lines import Lines
 from kuwa.terminal.piped import piped
-from kuwa.terminal.texts import texts
 from kuwa.wire.errors import KuwaError
 from kuwa.wire.lines import printable
+from kuwa.words import words_in
 
 if TYPE_CHECKING:
     from kuwa.terminal.markdown import AnswerView
@@ -42,7 +42,7 @@ class Session:
         from rich.console import Console
 
         self._setting = setting
-        self._words = texts(setting.language)
+        self._words = words_in(setting.language)
         self._client = Client(setting.kernel_url, tls=setting.tls)
         self._console = Console(highlight=False, markup=False)
         self._lines = Lines(setting.folders.data / "chat_history", self._completions)
@@ -62,8 +62,8 @@ class Session:
             if not model:
                 return BAD_USAGE
             self._conversation.model = model
-            self._console.print(self._words.greeting.format(model=model), style="bold")
-            self._console.print(self._words.hint, style="dim")
+            self._console.print(self._words.chat.greeting.format(model=model), style="bold")
+            self._console.print(self._words.chat.hint, style="dim")
             with self._lines:
                 self._talk()
         return 0
@@ -77,16 +77,16 @@ class Session:
             complain(not_served(self._setting, words, access_code, models), BAD_USAGE)
             return ""
         if not models:
-            complain(words.none_served.format(url=self._setting.kernel_url), FAILED)
+            complain(words.chat.none_served.format(url=self._setting.kernel_url), FAILED)
             return ""
         if len(models) == 1:
             return models[0]
-        self._console.print(words.which_model, style="bold")
+        self._console.print(words.chat.which_model, style="bold")
         for number, code in enumerate(models, start=1):
             self._console.print(f"{number:>3}  {code}")
         while True:
             try:
-                given = self._lines.ask(words.choose).strip()
+                given = self._lines.ask(words.chat.choose).strip()
             except (EOFError, KeyboardInterrupt):
                 self._console.print()
                 return ""
@@ -95,7 +95,7 @@ class Session:
             if given.isdecimal() and 0 < int(given) <= len(models):
                 return models[int(given) - 1]
             if given:
-                self._note(words.not_in_list)
+                self._note(words.chat.not_in_list)
 
     def _talk(self) -> None:
         while True:
@@ -106,7 +106,7 @@ class Session:
                 return
             except KeyboardInterrupt:
                 self._console.print()
-                self._note(self._words.bye)
+                self._note(self._words.chat.bye)
                 continue
             if not entry.text.strip():
                 continue
@@ -131,7 +131,7 @@ class Session:
         error = None
         stopped = False
         try:
-            with AnswerView(self._console, self._words.waiting) as view:
+            with AnswerView(self._console, self._words.chat.waiting) as view:
                 self._runner.run(answer.receive(self._client, self._conversation.model, messages, view))
         except KuwaError as refusal:
             error = refusal
@@ -139,19 +139,19 @@ class Session:
             stopped = True
         if error is not None:
             self._problem(problem(self._setting, self._words, error))
-            self._note(self._words.not_kept)
+            self._note(self._words.chat.not_kept)
             return
         if stopped:
-            self._note(self._words.stopped)
+            self._note(self._words.chat.stopped)
         if stopped and not answer.text:
-            self._note(self._words.not_kept)
+            self._note(self._words.chat.not_kept)
             return
         self._conversation.keep(text, answer.text)
         if answer.finish_reason == "length":
-            self._note(self._words.cut_off)
+            self._note(self._words.chat.cut_off)
         if answer.usage is not None:
             took_s = time.monotonic() - begun
-            self._note(self._words.figures.format(tokens=answer.usage.completion_tokens, took_s=took_s))
+            self._note(self._words.chat.figures.format(tokens=answer.usage.completion_tokens, took_s=took_s))
 
     # Commands
 
@@ -161,7 +161,7 @@ class Session:
             case "/quit" | "/exit" | "/bye":
                 return False
             case "/help" | "/?":
-                self._console.print(self._words.help)
+                self._console.print(self._words.chat.help)
             case "/system":
                 self._system(rest)
             case "/model":
@@ -170,22 +170,26 @@ class Session:
                 self._save(rest)
             case "/clear":
                 self._conversation.turns.clear()
-                self._note(self._words.cleared)
+                self._note(self._words.chat.cleared)
             case _:
-                self._problem(self._words.unknown_command.format(name=name))
+                self._problem(self._words.chat.unknown_command.format(name=name))
         return True
 
     def _system(self, text: str) -> None:
         conversation, words = self._conversation, self._words
         if not text:
-            shown = words.system_is.format(system=conversation.system) if conversation.system else words.system_none
+            shown = (
+                words.chat.system_is.format(system=conversation.system)
+                if conversation.system
+                else words.chat.system_none
+            )
             self._note(shown)
         elif text == REMOVE:
             conversation.system = ""
-            self._note(words.system_gone)
+            self._note(words.chat.system_gone)
         else:
             conversation.system = text
-            self._note(words.system_set)
+            self._note(words.chat.system_set)
 
     def _model(self, code: str) -> None:
         words = self._words
@@ -195,12 +199,12 @@ class Session:
             self._problem(problem(self._setting, words, error))
             return
         if not code:
-            self._console.print(words.models)
+            self._console.print(words.chat.models)
             for model in self._models:
                 self._console.print(f"{'*' if model == self._conversation.model else ' '} {model}")
         elif code in self._models:
             self._conversation.model = code
-            self._note(words.model_set.format(model=code))
+            self._note(words.chat.model_set.format(model=code))
         else:
             self._problem(not_served(self._setting, words, code, self._models))
 
@@ -208,7 +212,7 @@ class Session:
         """Write the conversation. What another program or an earlier chat left there is never overwritten."""
         words = self._words
         if not name:
-            self._note(words.save_where)
+            self._note(words.chat.save_where)
             return
         path = Path(name).expanduser()
         text = self._conversation.as_json() if path.suffix == ".json" else self._conversation.as_markdown()
@@ -216,12 +220,12 @@ class Session:
             with path.open("w" if path.absolute() in self._saved else "x", encoding="utf-8") as file:
                 file.write(text)
         except FileExistsError:
-            self._problem(words.save_exists.format(path=path))
+            self._problem(words.chat.save_exists.format(path=path))
         except OSError as error:
-            self._problem(words.save_failed.format(path=path, reason=error.strerror))
+            self._problem(words.chat.save_failed.format(path=path, reason=error.strerror))
         else:
             self._saved.add(path.absolute())
-            self._note(words.saved.format(path=path))
+            self._note(words.chat.saved.format(path=path))
 
     def _completions(self, line: str) -> list[str]:
         """What the Tab key offers for `line`."""

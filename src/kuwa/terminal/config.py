@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 
-from kuwa.fleet.config import Folders, Language
+from kuwa.home import Folders, Language
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

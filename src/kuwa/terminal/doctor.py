@@ -36,9 +36,9 @@ from kuwa.terminal.findings import (
     machine_findings,
     whom_to_ask,
 )
-from kuwa.terminal.texts import Texts, texts
 from kuwa.wire.errors import KuwaError
 from kuwa.wire.names import is_loopback
+from kuwa.words import Words, words_in
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,7 +56,7 @@ def doctor(setting: Setting) -> int:
     """Look at everything, say what was found; 1 where something needs doing, else 0."""
     from rich.console import Console
 
-    words = texts(setting.language)
+    words = words_in(setting.language)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     to_do = 0
     for finding in _findings(setting, words):
@@ -64,22 +64,22 @@ def doctor(setting: Setting) -> int:
         to_do += finding.needs_doing
     console.print()
     if to_do:
-        console.print(words.things_to_do.format(count=to_do), style="bold red")
+        console.print(words.doctor.things_to_do.format(count=to_do), style="bold red")
         return 1
-    console.print(words.all_well, style="bold green")
+    console.print(words.doctor.all_well, style="bold green")
     return 0
 
 
-def _show(console: Console, words: Texts, finding: Finding) -> None:
+def _show(console: Console, words: Words, finding: Finding) -> None:
     if finding.needs_doing:
-        console.print(f"{words.to_do}  {finding.what}", style="bold red")
+        console.print(f"{words.doctor.to_do}  {finding.what}", style="bold red")
     else:
-        console.print(f"{words.fine}  {finding.what}" if not finding.do else f"--  {finding.what}")
+        console.print(f"{words.doctor.fine}  {finding.what}" if not finding.do else f"--  {finding.what}")
     for line in finding.do.splitlines():
         console.print(f"    → {line.strip()}", style="" if finding.needs_doing else "dim")
 
 
-def _findings(setting: Setting, words: Texts) -> Iterator[Finding]:
+def _findings(setting: Setting, words: Words) -> Iterator[Finding]:
     """Everything that is found, each as soon as it is known."""
     yield from machine_findings(words, look_at_machine(setting.folders.data))
     seen = asyncio.run(look_at_kernel(setting))
@@ -89,7 +89,7 @@ def _findings(setting: Setting, words: Texts) -> Iterator[Finding]:
         asked = asyncio.run(ask(Client(setting.kernel_url, tls=setting.tls), model))
         yield answer_finding(words, asked, seen.logs)
     elif seen.report is not None and seen.report.ready():
-        yield Finding(words.not_asked)
+        yield Finding(words.doctor.not_asked)
 
 
 # This machine

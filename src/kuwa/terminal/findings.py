@@ -8,8 +8,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from kuwa.client import Report
-from kuwa.terminal.texts import Texts
+from kuwa.home import DEFAULT_PORT
 from kuwa.wire.lines import printable
+from kuwa.words import Words
+from kuwa.words.phrases import kernel_option
 
 GIB = 2**30
 LITTLE_MEMORY = GIB
@@ -90,94 +92,92 @@ class Asked:
     took_s: float = 0.0
 
 
-def machine_findings(words: Texts, machine: Machine) -> Iterator[Finding]:
-    yield Finding(words.python.format(version=machine.kuwa, python=machine.python, platform=machine.platform))
+def machine_findings(words: Words, machine: Machine) -> Iterator[Finding]:
+    yield Finding(words.doctor.python.format(version=machine.kuwa, python=machine.python, platform=machine.platform))
     if machine.old_distribution:
         commands = "\n".join(machine.mending)
-        yield Finding(words.clash.format(path=machine.old_distribution), words.clash_do.format(commands=commands))
+        yield Finding(
+            words.doctor.clash.format(path=machine.old_distribution), words.doctor.clash_do.format(commands=commands)
+        )
     if machine.encoding.lower().replace("-", "") not in ("utf8", ""):
-        yield Finding(words.not_utf8_terminal.format(encoding=machine.encoding), words.not_utf8_do)
+        yield Finding(words.doctor.not_utf8_terminal.format(encoding=machine.encoding), words.doctor.not_utf8_do)
     yield _memory(words, machine)
     yield _disk(words, machine)
     for extra in machine.extras:
         yield _extra(words, extra)
     if machine.engine_trouble:
-        do = words.engine_broken_do.format(version=machine.engine_version)
-        yield Finding(words.engine_broken.format(reason=machine.engine_trouble), do)
+        do = words.doctor.engine_broken_do.format(version=machine.engine_version)
+        yield Finding(words.doctor.engine_broken.format(reason=machine.engine_trouble), do)
     elif machine.engine_version:
-        yield Finding(words.engine)
+        yield Finding(words.doctor.engine)
 
 
-def _memory(words: Texts, machine: Machine) -> Finding:
+def _memory(words: Words, machine: Machine) -> Finding:
     free, total = _gib(machine.memory_free), _gib(machine.memory_total)
     if machine.memory_free < LITTLE_MEMORY:
-        return Finding(words.little_memory.format(free=free, total=total), words.little_memory_do)
-    return Finding(words.memory.format(free=free, total=total))
+        return Finding(words.doctor.little_memory.format(free=free, total=total), words.doctor.little_memory_do)
+    return Finding(words.doctor.memory.format(free=free, total=total))
 
 
-def _disk(words: Texts, machine: Machine) -> Finding:
+def _disk(words: Words, machine: Machine) -> Finding:
     if not machine.folder_writable:
-        return Finding(words.no_folder.format(path=machine.folder), words.no_folder_do)
+        return Finding(words.doctor.no_folder.format(path=machine.folder), words.doctor.no_folder_do)
     free = _gib(machine.disk_free)
     if machine.disk_free < LITTLE_DISK:
-        return Finding(words.little_disk.format(free=free, path=machine.folder), words.little_disk_do)
-    return Finding(words.disk.format(free=free, path=machine.folder))
+        return Finding(words.doctor.little_disk.format(free=free, path=machine.folder), words.doctor.little_disk_do)
+    return Finding(words.doctor.disk.format(free=free, path=machine.folder))
 
 
-def _extra(words: Texts, extra: Extra) -> Finding:
+def _extra(words: Words, extra: Extra) -> Finding:
     if extra.missing:
-        what = words.extra_missing.format(extra=extra.name, missing=", ".join(extra.missing))
-        return Finding(what, words.extra_missing_do.format(extra=extra.name), optional=True)
+        what = words.doctor.extra_missing.format(extra=extra.name, missing=", ".join(extra.missing))
+        return Finding(what, words.doctor.extra_missing_do.format(extra=extra.name), optional=True)
     if extra.wrong:
-        what = words.extra_old.format(extra=extra.name, missing=", ".join(extra.wrong))
-        return Finding(what, words.extra_old_do.format(extra=extra.name))
-    return Finding(words.extra.format(extra=extra.name, found=", ".join(extra.found)))
+        what = words.doctor.extra_old.format(extra=extra.name, missing=", ".join(extra.wrong))
+        return Finding(what, words.doctor.extra_old_do.format(extra=extra.name))
+    return Finding(words.doctor.extra.format(extra=extra.name, found=", ".join(extra.found)))
 
 
-def kernel_findings(words: Texts, seen: KernelSeen) -> Iterator[Finding]:
+def kernel_findings(words: Words, seen: KernelSeen) -> Iterator[Finding]:
     if seen.report is None:
         yield _no_kernel(words, seen)
         return
     report = seen.report
     if report.kernel.draining:
-        yield Finding(words.kernel_draining.format(url=seen.url), _start(words, seen))
+        yield Finding(words.doctor.kernel_draining.format(url=seen.url), _start(words, seen))
         return
-    yield Finding(words.kernel.format(version=printable(report.kernel.version), url=seen.url))
+    yield Finding(words.doctor.kernel.format(version=printable(report.kernel.version), url=seen.url))
     for replica in report.replicas:
         if replica.state in UNWELL:
-            what = words.replica_unwell.format(
+            what = words.doctor.replica_unwell.format(
                 code=printable(", ".join(replica.access_codes)),
                 where=printable(urlsplit(replica.endpoint).netloc),
                 state=words.states.get(replica.state, replica.state),
                 note=f" ({printable(replica.note)})" if replica.note else "",
             )
-            yield Finding(what, words.replica_unwell_do.format(logs=seen.logs))
+            yield Finding(what, words.doctor.replica_unwell_do.format(logs=seen.logs))
     ready = report.ready()
     if ready:
-        yield Finding(words.served.format(models=printable(", ".join(ready))))
+        yield Finding(words.doctor.served.format(models=printable(", ".join(ready))))
     else:
-        yield Finding(words.none_ready, words.none_ready_do.format(option=_kernel_option(seen)))
+        yield Finding(words.doctor.none_ready, words.doctor.none_ready_do.format(option=kernel_option(seen.url)))
 
 
-def _no_kernel(words: Texts, seen: KernelSeen) -> Finding:
+def _no_kernel(words: Words, seen: KernelSeen) -> Finding:
     if seen.port and not seen.port_taken:
-        return Finding(words.port_free.format(port=seen.port), _start(words, seen))
+        return Finding(words.doctor.port_free.format(port=seen.port), _start(words, seen))
     if seen.port:
         name, pid = seen.holder or ("", 0)
-        by_whom = words.port_taken_pid.format(name=printable(name), pid=pid) if seen.holder else ""
-        what = words.port_taken.format(port=seen.port, by_whom=by_whom)
-        return Finding(what, words.port_taken_do.format(other=seen.other_port))
-    what = words.kernel_unreachable.format(url=seen.url, reason=printable(seen.reason))
-    return Finding(what, words.kernel_unreachable_do)
+        by_whom = words.doctor.port_taken_pid.format(name=printable(name), pid=pid) if seen.holder else ""
+        what = words.doctor.port_taken.format(port=seen.port, by_whom=by_whom)
+        return Finding(what, words.doctor.port_taken_do.format(other=seen.other_port))
+    what = words.doctor.kernel_unreachable.format(url=seen.url, reason=printable(seen.reason))
+    return Finding(what, words.doctor.kernel_unreachable_do)
 
 
-def _start(words: Texts, seen: KernelSeen) -> str:
-    option = f" --port {seen.port}" if seen.port not in (0, 9000) else ""
-    return words.port_free_do.format(option=option)
-
-
-def _kernel_option(seen: KernelSeen) -> str:
-    return "" if seen.url == "http://127.0.0.1:9000" else f" --kernel_url {seen.url}/"
+def _start(words: Words, seen: KernelSeen) -> str:
+    option = f" --port {seen.port}" if seen.port not in (0, DEFAULT_PORT) else ""
+    return words.doctor.port_free_do.format(option=option)
 
 
 def whom_to_ask(report: Report | None) -> str:
@@ -186,14 +186,18 @@ def whom_to_ask(report: Report | None) -> str:
     return next((code for code in ASKED_FIRST if code in ready), "")
 
 
-def answer_finding(words: Texts, asked: Asked, logs: Path) -> Finding:
+def answer_finding(words: Words, asked: Asked, logs: Path) -> Finding:
     if asked.trouble:
-        what = words.not_answered.format(model=asked.model, reason=printable(asked.trouble))
-        return Finding(what, words.not_answered_do.format(logs=logs))
+        what = words.doctor.not_answered.format(model=asked.model, reason=printable(asked.trouble))
+        return Finding(what, words.doctor.not_answered_do.format(logs=logs))
     length = (
-        words.tokens.format(count=asked.tokens) if asked.tokens else words.characters.format(count=asked.characters)
+        words.doctor.tokens.format(count=asked.tokens)
+        if asked.tokens
+        else words.doctor.characters.format(count=asked.characters)
     )
-    return Finding(words.answered.format(model=asked.model, length=length, first_s=asked.first_s, took_s=asked.took_s))
+    return Finding(
+        words.doctor.answered.format(model=asked.model, length=length, first_s=asked.first_s, took_s=asked.took_s)
+    )
 
 
 def _gib(size: int) -> str:

@@ -12,20 +12,20 @@ from kuwa.client import Client, Refused
 from kuwa.terminal.complaints import BAD_USAGE, FAILED, complain, listing, not_served, problem
 from kuwa.terminal.config import Setting
 from kuwa.terminal.conversation import Conversation
-from kuwa.terminal.texts import Texts, texts
 from kuwa.wire.errors import KuwaError
 from kuwa.wire.lines import printable
+from kuwa.words import Words, words_in
 
 
 def piped(setting: Setting, access_code: str, system: str) -> int:
     """Answer what stands on standard input; returns the exit code."""
-    words = texts(setting.language)
+    words = words_in(setting.language)
     try:
         question = sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        return complain(words.not_utf8.format(position=error.start), BAD_USAGE)
+        return complain(words.chat.not_utf8.format(position=error.start), BAD_USAGE)
     if not question.strip():
-        return complain(words.nothing_said, BAD_USAGE)
+        return complain(words.chat.nothing_said, BAD_USAGE)
     try:
         asyncio.run(_answer_in_pipe(setting, words, access_code, system, question))
     except _Unclear as error:
@@ -37,7 +37,7 @@ def piped(setting: Setting, access_code: str, system: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        return complain(words.cannot_write.format(reason=error.strerror), FAILED)
+        return complain(words.chat.cannot_write.format(reason=error.strerror), FAILED)
     return 0
 
 
@@ -45,7 +45,7 @@ class _Unclear(Exception):
     """Which model is meant cannot be known."""
 
 
-async def _answer_in_pipe(setting: Setting, words: Texts, access_code: str, system: str, question: str) -> None:
+async def _answer_in_pipe(setting: Setting, words: Words, access_code: str, system: str, question: str) -> None:
     client = Client(setting.kernel_url, tls=setting.tls)
     model = access_code or _only(await client.models(), words, setting)
     out = sys.stdout.buffer
@@ -69,9 +69,9 @@ async def _answer_in_pipe(setting: Setting, words: Texts, access_code: str, syst
         out.flush()
 
 
-def _only(models: Sequence[str], words: Texts, setting: Setting) -> str:
+def _only(models: Sequence[str], words: Words, setting: Setting) -> str:
     if not models:
-        raise _Unclear(words.none_served.format(url=setting.kernel_url))
+        raise _Unclear(words.chat.none_served.format(url=setting.kernel_url))
     if len(models) > 1:
-        raise _Unclear(words.several_models.format(models=listing(models)))
+        raise _Unclear(words.chat.several_models.format(models=listing(models)))
     return models[0]

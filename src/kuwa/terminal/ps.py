@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from kuwa.client import Client, Replica, Report
 from kuwa.terminal.complaints import FAILED, complain, problem
 from kuwa.terminal.config import Setting
-from kuwa.terminal.texts import Texts, texts
 from kuwa.wire.errors import KuwaError
 from kuwa.wire.lines import printable
+from kuwa.words import Words, words_in
+from kuwa.words.phrases import duration
 
 PIPE_WIDTH = 1000
 STYLES = {"ready": "green", "starting": "blue", "suspect": "yellow", "draining": "yellow", "ejected": "red"}
@@ -20,7 +20,7 @@ STYLES = {"ready": "green", "starting": "blue", "suspect": "yellow", "draining":
 
 def ps(setting: Setting, *, as_json: bool) -> int:
     """Show it; the exit code."""
-    words = texts(setting.language)
+    words = words_in(setting.language)
     try:
         report = asyncio.run(Client(setting.kernel_url, tls=setting.tls).report())
     except KuwaError as error:
@@ -42,38 +42,31 @@ def _show_json(report: Report) -> None:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
 
 
-def _show_table(setting: Setting, words: Texts, report: Report) -> None:
+def _show_table(setting: Setting, words: Words, report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     if not report.replicas:
-        console.print(words.nothing_runs.format(url=setting.kernel_url))
+        console.print(words.ps.nothing_runs.format(url=setting.kernel_url))
         return
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for heading in (words.access_code, words.executor, words.state, words.where):
+    for heading in (words.access_code, words.executor, words.state, words.ps.where):
         table.add_column(heading, overflow="fold")
-    for heading in (words.slots, words.waits, words.since):
+    for heading in (words.ps.slots, words.ps.waits, words.ps.since):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column(words.load, overflow="fold")
-    for code, replica in rows(report):
+    table.add_column(words.ps.load, overflow="fold")
+    for code, replica in report.rows():
         table.add_row(*cells(words, report, code, replica), style=STYLES.get(replica.state, ""))
     console.print(table)
 
 
-def rows(report: Report) -> Iterator[tuple[str, Replica]]:
-    """One for each access code of each executor, in the kernel's order."""
-    for replica in report.replicas:
-        for code in replica.access_codes:
-            yield code, replica
-
-
-def cells(words: Texts, report: Report, code: str, replica: Replica) -> tuple[str, ...]:
+def cells(words: Words, report: Report, code: str, replica: Replica) -> tuple[str, ...]:
     """One row of the table as it is shown. `code` is one of the replica's."""
     slots = "∞" if replica.slots is None else str(replica.slots)
     texts = (
         code,
-        replica.executor or replica.wire,
+        replica.kind,
         words.states.get(replica.state, replica.state),
         urlsplit(replica.endpoint).netloc,
         f"{replica.running}/{slots}",
@@ -84,26 +77,14 @@ def cells(words: Texts, report: Report, code: str, replica: Replica) -> tuple[st
     return tuple(printable(text) for text in texts)
 
 
-def load(words: Texts, replica: Replica) -> str:
+def load(words: Words, replica: Replica) -> str:
     """How busy it is by its own account, and what the kernel holds against it."""
     said = replica.load
-    parts = [words.tokens_per_s.format(rate=said.tokens_per_s)] if said.tokens_per_s >= 1 else []
+    parts = [words.ps.tokens_per_s.format(rate=said.tokens_per_s)] if said.tokens_per_s >= 1 else []
     if said.waiting:
-        parts.append(words.waiting_there.format(count=said.waiting))
+        parts.append(words.ps.waiting_there.format(count=said.waiting))
     if said.progress:
         parts.append(said.progress)
     if replica.note:
         parts.append(replica.note)
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`42s`, `7m`, `3h05m`, `12d4h`."""
-    whole = max(0, int(seconds))
-    if whole < 120:
-        return f"{whole}s"
-    minutes = whole // 60
-    if minutes < 60:
-        return f"{minutes}m"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours < 48 else f"{hours // 24}d{hours % 24}h"

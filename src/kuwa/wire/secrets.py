@@ -1,18 +1,15 @@
 """The global values: API keys that `kuwa secrets` keeps for the executors of the same user on the same machine.
 
-Both programs read and write one file, so its place and its form are here; the file itself is opened by
-`fleet.secrets` (which writes it) and by `executor.provider.keys` (which reads it). Pure.
+`fleet.secrets` writes the file (`kuwa.home` names it), `executor.provider.keys` reads it; its format is here. Pure.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import msgspec
 
-FILE_NAME = "secrets.json"
 # Nobody but the owner may read the file; one that others can read is not used.
 PRIVATE_MODE = 0o600
 MAX_SECRET_LENGTH = 16 * 1024
@@ -39,15 +36,6 @@ class Secret(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
         if self.file:
             return f"the file {self.file}"
         return f"the environment variable {self.variable}" if self.variable else "a value"
-
-
-def secrets_file(environment: Mapping[str, str], home: Path) -> Path:
-    """Where the secrets are: in `KUWA_HOME` where that is set, else in the XDG configuration folder."""
-    if kuwa_home := environment.get("KUWA_HOME", ""):
-        return Path(kuwa_home).expanduser().absolute() / FILE_NAME
-    xdg = Path(environment.get("XDG_CONFIG_HOME", ""))
-    # The XDG rule: a relative path in the variable is invalid and ignored.
-    return (xdg if xdg.is_absolute() else home / ".config") / "kuwa" / FILE_NAME
 
 
 def check_name(name: str) -> str:

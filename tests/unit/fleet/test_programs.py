@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuwa.fleet.config import Folders, Settings
+from kuwa.fleet.config import Settings
 from kuwa.fleet.programs import access_code_of, programs
+from kuwa.home import Folders
 from kuwa.wire.names import check_access_code
 
 
@@ -18,7 +19,7 @@ def settings(*models: str, defaults: bool = True) -> Settings:
         port=9100,
         models=models,
         defaults=defaults,
-        folders=Folders(data=Path("/data"), cache=Path("/cache")),
+        folders=Folders(data=Path("/data"), config=Path("/config"), cache=Path("/cache")),
         language="en",
     )
 

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import shlex
 from pathlib import Path
-from string import Formatter
 
 import pytest
 
-from kuwa.fleet.kernel import Served
-from kuwa.fleet.screen import curl_line, how, last_lines, suggestion
-from kuwa.fleet.texts import texts
+from kuwa.fleet.screen import Served, how, last_lines, rows_of
+from kuwa.wire.report import About, Replica, Report
 
 
-def fields(text: str) -> set[str]:
-    return {name for _, name, _, _ in Formatter().parse(text) if name}
-
-
-def test_both_languages_fill_the_same_fields() -> None:
-    english, chinese = dataclasses.asdict(texts("en")), dataclasses.asdict(texts("zh-TW"))
-    for name, text in english.items():
-        if isinstance(text, str):
-            assert fields(text) == fields(chinese[name]), name
-    assert english["states"].keys() == chinese["states"].keys()
-
-
-@pytest.mark.parametrize("hello", ["Hello!", "你好！", "it's"])
-def test_the_curl_line_is_one_shell_command_with_a_json_body(hello: str) -> None:
-    words = shlex.split(curl_line("http://127.0.0.1:9000", "welcome", hello))
-    assert words[:3] == ["curl", "-N", "http://127.0.0.1:9000/v1/chat/completions"]
-    body = json.loads(words[words.index("-d") + 1])
-    assert body == {"model": "welcome", "stream": True, "messages": [{"role": "user", "content": hello}]}
-
-
-def test_welcome_is_suggested_where_it_is_ready() -> None:
-    debug, welcome = Served("debug", "debug", "ready", ""), Served("welcome", "llamacpp", "ready", "")
-    assert suggestion([debug, welcome]) == "welcome"
-    assert suggestion([debug, dataclasses.replace(welcome, state="starting")]) == "debug"
-    assert suggestion([]) is None
+def test_each_access_code_of_each_replica_is_a_line_of_the_table() -> None:
+    replica = Replica(
+        id="1", access_codes=["m", "alias"], endpoint="http://127.0.0.1:4001/v1", state="ready", executor="llamacpp"
+    )
+    report = Report(kernel=About("0"), models=[], replicas=[replica])
+    assert rows_of(report) == [
+        Served("m", "llamacpp", "ready", "http://127.0.0.1:4001/v1"),
+        Served("alias", "llamacpp", "ready", "http://127.0.0.1:4001/v1"),
+    ]
+    assert rows_of(None) == []
 
 
 @pytest.mark.parametrize(("code", "text"), [(3, "exit code 3"), (-9, "SIGKILL"), (-200, "signal 200")])

@@ -373,7 +373,7 @@ class TestTheFrontPage:
 
     async def test_welcome_is_offered_first(self, front: Front) -> None:
         await front.register("a", "welcome")
-        assert '"model":"welcome"' in commands(await front.get("/"))[0]
+        assert '"model": "welcome"' in commands(await front.get("/"))[0]
 
     async def test_commands_name_the_kernel_where_it_is_not_where_they_look(self, front: Front) -> None:
         await front.register()

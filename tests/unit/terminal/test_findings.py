@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from kuwa.client.report import About, Queue, Replica, Report
 from kuwa.terminal.findings import (
     GIB,
     Asked,
@@ -19,9 +18,10 @@ from kuwa.terminal.findings import (
     machine_findings,
     whom_to_ask,
 )
-from kuwa.terminal.texts import texts
+from kuwa.wire.report import About, Queue, Replica, Report
+from kuwa.words import words_in
 
-EN = texts("en")
+EN = words_in("en")
 SOUND = Machine(
     kuwa="0.1.0",
     python="3.11.7",
@@ -65,7 +65,7 @@ def test_a_sound_machine_needs_nothing() -> None:
         ({"encoding": "ANSI_X3.4-1968"}, "not UTF-8", "export LANG"),
         ({"memory_free": GIB // 2}, "0.5 GiB of 16.0 GiB", "smaller model"),
         ({"disk_free": GIB}, "1.0 GiB", "KUWA_HOME"),
-        ({"folder_writable": False}, "cannot be written", "KUWA_HOME"),
+        ({"folder_writable": False}, "is not writable", "KUWA_HOME"),
         ({"engine_trouble": "SIGILL"}, "SIGILL", "xllamacpp==1.0"),
         ({"extras": (Extra(name="llamacpp", wrong=("gguf 0.1",)),)}, "gguf 0.1", "'kuwa[llamacpp]'"),
     ],
@@ -99,7 +99,7 @@ def test_a_kernel_with_ready_models_needs_nothing() -> None:
             "kuwa up --port 9001",
         ),
         (KernelSeen(url="http://far.example", reason="no route"), "no route", "KUWA_KERNEL_URL"),
-        (seen(draining=True), "stopping", "kuwa up"),
+        (seen(draining=True), "draining", "kuwa up"),
         (seen(), "No model is ready", "kuwa-executor debug"),
     ],
 )
@@ -112,7 +112,7 @@ def test_each_fault_of_the_kernel_says_what_to_do(kernel: KernelSeen, what: str,
 def test_an_executor_that_does_not_answer_is_named_with_the_reason() -> None:
     kernel = seen(replica("a"), replica("b", "ejected", note="5 failures"), logs=Path("/logs"))
     [finding] = [finding for finding in kernel_findings(EN, kernel) if finding.needs_doing]
-    assert finding.what == "b at 127.0.0.1:4001 is set aside (5 failures)."
+    assert finding.what == "b at 127.0.0.1:4001 is ejected (5 failures)."
     assert "/logs" in finding.do
 
 
@@ -132,15 +132,3 @@ def test_a_model_that_is_not_ready_is_not_asked() -> None:
 def test_an_answer_that_did_not_come_is_something_to_do() -> None:
     assert answer_finding(EN, Asked(model="debug", trouble="it broke"), Path("/logs")).needs_doing
     assert not answer_finding(EN, Asked(model="debug", tokens=3), Path("/logs")).needs_doing
-
-
-def test_both_languages_fill_in_the_same_names() -> None:
-    import re
-
-    en, zh = texts("en"), texts("zh-TW")
-    for name in en.__slots__:
-        one, other = getattr(en, name), getattr(zh, name)
-        if isinstance(one, str):
-            assert set(re.findall(r"\{(\w+)", one)) == set(re.findall(r"\{(\w+)", other)), name
-        else:
-            assert one.keys() == other.keys(), name

@@ -68,26 +68,24 @@ class ChatGPTExecutor(LLMExecutor):
             "--model",
             action="append",
             default=argparse.SUPPRESS,
-            help="Name of the model, as the API calls it; repeat it together with --access_code to serve several "
+            help="Name of the model in the API; repeat it together with --access_code to serve several "
             f"(default: {DEFAULT_MODEL})",
         )
         group.add_argument(
             "--context_window",
             type=int,
             default=None,
-            help="The model's context in tokens; old turns are cut to it",
+            help="Context length of the model in tokens; older turns are dropped to fit",
         )
-        group.add_argument("--system_prompt", default=None, help="The system prompt of conversations without one")
-        group.add_argument("--no_system_prompt", action="store_true", help="Put no system prompt before a conversation")
+        group.add_argument("--system_prompt", default=None, help="System prompt for conversations without one")
+        group.add_argument("--no_system_prompt", action="store_true", help="Do not add a system prompt")
         group.add_argument(
             "--tokenizer",
             default=None,
             metavar="PATH",
-            help="The model's tokenizer.json, or the folder that holds it, to count tokens exactly",
+            help="The model's tokenizer.json, or its folder, to count tokens exactly",
         )
-        group.add_argument(
-            "--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="Longest silence of the API in seconds"
-        )
+        group.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="Read timeout in seconds")
         add_proxy_option(group.add_argument)
         add_options(parser, PARAMETERS)
 

@@ -9,40 +9,40 @@ from __future__ import annotations
 from kuwa.executor.options import Option
 
 OPENAI = (
-    Option("temperature", float, "Randomness of the answer; 0 is the most predictable", low=0),
-    Option("top_p", float, "Draw from the likeliest tokens that together have this probability", low=0, high=1),
-    Option("max_tokens", int, "Most tokens of an answer, in its older spelling, which most servers know", low=1),
+    Option("temperature", float, "Sampling temperature; 0 is the most predictable", low=0),
+    Option("top_p", float, "Sample from the most likely tokens, up to this total probability", low=0, high=1),
+    Option("max_tokens", int, "Maximum number of tokens to generate; the older name, which most servers accept", low=1),
     Option(
         "max_completion_tokens",
         int,
-        "Most tokens of an answer, reasoning included; OpenAI's newer models take only this one",
+        "Maximum number of tokens to generate, including reasoning; OpenAI's newer models accept only this name",
         low=1,
     ),
-    Option("stop", list, "End the answer before this text; repeat for several"),
-    Option("seed", int, "Draw the same way each time, as far as the server can"),
-    Option("n", int, "How many alternative answers are computed", low=1),
-    Option("presence_penalty", float, "Above 0: avoid tokens that already occurred", low=-2, high=2),
-    Option("frequency_penalty", float, "Above 0: avoid tokens the more often they occurred", low=-2, high=2),
-    Option("logit_bias", dict, 'Make tokens likelier or rarer, by token id: {"1234": -100}'),
-    Option("logprobs", bool, "Send the log probability of each token with the answer"),
-    Option("top_logprobs", int, "With logprobs: how many of the likeliest tokens at each place", low=0),
-    Option("parallel_tool_calls", bool, "Whether one answer may call several tools"),
-    Option("reasoning_effort", str, "How long a reasoning model thinks, such as low, medium or high"),
-    Option("verbosity", str, "How long the answers of newer models are: low, medium or high"),
-    Option("service_tier", str, "Which tier of the provider's service computes the answer, such as auto or flex"),
-    Option("store", bool, "Whether the provider keeps the answers"),
+    Option("stop", list, "Stop before this text; repeat for several"),
+    Option("seed", int, "Random seed, for reproducible output where the server supports it"),
+    Option("n", int, "Number of alternative answers", low=1),
+    Option("presence_penalty", float, "Penalty for tokens that already occurred", low=-2, high=2),
+    Option("frequency_penalty", float, "Penalty for tokens that grows with each occurrence", low=-2, high=2),
+    Option("logit_bias", dict, 'Bias added to the logits of tokens, by token id: {"1234": -100}'),
+    Option("logprobs", bool, "Return the log probability of each token"),
+    Option("top_logprobs", int, "With logprobs: number of most likely tokens to return at each position", low=0),
+    Option("parallel_tool_calls", bool, "Allow several tool calls in one answer"),
+    Option("reasoning_effort", str, "Reasoning effort, for example low, medium or high"),
+    Option("verbosity", str, "Verbosity of newer models: low, medium or high"),
+    Option("service_tier", str, "Service tier of the provider, for example auto or flex"),
+    Option("store", bool, "Let the provider store the answers"),
 )
 COMPATIBLE = (
-    Option("top_k", int, "Draw from this many of the likeliest tokens (vLLM, llama-server; not OpenAI)", low=-1),
-    Option("min_p", float, "Leave out tokens rarer than this part of the likeliest (not OpenAI)", low=0, high=1),
-    Option("repetition_penalty", float, "Above 1: avoid what was said before (vLLM; not OpenAI)", low=0),
+    Option("top_k", int, "Sample from this many of the most likely tokens (vLLM, llama-server; not OpenAI)", low=-1),
+    Option("min_p", float, "Minimum token probability, relative to the most likely token (not OpenAI)", low=0, high=1),
+    Option("repetition_penalty", float, "Repetition penalty; 1: off (vLLM; not OpenAI)", low=0),
 )
 PARAMETERS = OPENAI + COMPATIBLE
 
 # Two spellings of one limit: a request that sets either has set both, since servers refuse a body that holds both.
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 
-# What the older completions API does not know or means differently (its logprobs is a number).
+# Options that the older completions API lacks or defines differently (its logprobs is a number).
 CHAT_ONLY = frozenset(
     {
         "max_completion_tokens",

@@ -53,14 +53,12 @@ class GeminiProExecutor(LLMExecutor):
         group.add_argument("--base_url", default=DEFAULT_BASE_URL, help="Base URL of Gemini's API, or of a proxy to it")
         group.add_argument("--model", default=DEFAULT_MODEL, help="Name of the model")
         group.add_argument(
-            "--embedding_model", default=DEFAULT_EMBEDDING_MODEL, help="Name of the model that makes embeddings"
+            "--embedding_model", default=DEFAULT_EMBEDDING_MODEL, help="Name of the model for embeddings"
         )
-        group.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="Most tokens of a prompt")
-        group.add_argument("--system_prompt", default=None, help="The system prompt of conversations without one")
-        group.add_argument("--no_system_prompt", action="store_true", help="Put no system prompt before the chat")
-        group.add_argument(
-            "--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="Longest silence of the API in seconds"
-        )
+        group.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="Maximum number of tokens in a prompt")
+        group.add_argument("--system_prompt", default=None, help="System prompt for conversations without one")
+        group.add_argument("--no_system_prompt", action="store_true", help="Do not add a system prompt")
+        group.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="Read timeout in seconds")
         add_proxy_option(group.add_argument)
         add_options(parser, TABLE)
 

@@ -11,23 +11,23 @@ from kuwa.executor.options import Option
 _THRESHOLDS = ("off", "block_none", "block_only_high", "block_medium_and_above", "block_low_and_above")
 
 PARAMETERS = (
-    Option("temperature", float, "Randomness of the answer; 0 is the most predictable", low=0, high=2),
-    Option("top_p", float, "Draw from the likeliest tokens that together have this probability", low=0, high=1),
-    Option("top_k", int, "Draw from this many of the likeliest tokens", low=1),
-    Option("max_output_tokens", int, "Most tokens of an answer", low=1),
-    Option("candidate_count", int, "How many alternative answers are computed", low=1),
-    Option("stop_sequences", list, "End the answer before this text; repeat for several"),
-    Option("seed", int, "Draw the same way each time, as far as the model can"),
-    Option("presence_penalty", float, "Above 0: avoid tokens that already occurred", low=-2, high=2),
-    Option("frequency_penalty", float, "Above 0: avoid tokens the more often they occurred", low=-2, high=2),
-    Option("response_logprobs", bool, "Send the log probability of each token with the answer"),
-    Option("logprobs", int, "With response_logprobs: how many of the likeliest tokens at each place", low=0),
+    Option("temperature", float, "Sampling temperature; 0 is the most predictable", low=0, high=2),
+    Option("top_p", float, "Sample from the most likely tokens, up to this total probability", low=0, high=1),
+    Option("top_k", int, "Sample from this many of the most likely tokens", low=1),
+    Option("max_output_tokens", int, "Maximum number of tokens to generate", low=1),
+    Option("candidate_count", int, "Number of alternative answers", low=1),
+    Option("stop_sequences", list, "Stop before this text; repeat for several"),
+    Option("seed", int, "Random seed, for reproducible output where the model supports it"),
+    Option("presence_penalty", float, "Penalty for tokens that already occurred", low=-2, high=2),
+    Option("frequency_penalty", float, "Penalty for tokens that grows with each occurrence", low=-2, high=2),
+    Option("response_logprobs", bool, "Return the log probability of each token"),
+    Option("logprobs", int, "With response_logprobs: number of most likely tokens to return at each position", low=0),
 )
 
 THINKING = (
-    Option("thinking_budget", int, "Most tokens spent on thinking; 0 for none, -1 to leave it to the model", low=-1),
-    Option("thinking_level", str, "How long newer models think", choices=("minimal", "low", "medium", "high")),
-    Option("include_thoughts", bool, "Send a summary of the thinking with the answer"),
+    Option("thinking_budget", int, "Maximum number of thinking tokens; 0: none, -1: the model decides", low=-1),
+    Option("thinking_level", str, "Thinking level of newer models", choices=("minimal", "low", "medium", "high")),
+    Option("include_thoughts", bool, "Return a summary of the thinking"),
 )
 
 CATEGORIES = {
@@ -37,7 +37,7 @@ CATEGORIES = {
     "dangerous_content": "dangerous content",
 }
 SAFETY = tuple(
-    Option(f"safety_{name}", str, f"From which likelihood on {what} is blocked", choices=_THRESHOLDS)
+    Option(f"safety_{name}", str, f"Likelihood from which {what} is blocked", choices=_THRESHOLDS)
     for name, what in CATEGORIES.items()
 )
 

@@ -47,60 +47,72 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model_path", required=True, help="Path of the GGUF file, or hf://REPO?FILE")
     model.add_argument("--visible_gpu", default=None, help="The GPUs to use, as in CUDA_VISIBLE_DEVICES")
     model.add_argument(
-        "--ngl", type=_layers, default=0, help="Layers to put on the GPU: a number, auto (what fits), all (or -1)"
+        "--ngl",
+        type=_layers,
+        default=0,
+        help="Layers to offload to the GPU: a number, auto (as many as fit), all (or -1)",
     )
-    model.add_argument("--threads", type=int, default=None, help="CPU threads; None: physical cores less one")
-    model.add_argument("--system_prompt", default=None, help="The system prompt of conversations without one")
-    model.add_argument("--no_system_prompt", action="store_true", help="Put no system prompt before the chat")
+    model.add_argument("--threads", type=int, default=None, help="CPU threads (default: physical cores minus one)")
+    model.add_argument("--system_prompt", default=None, help="System prompt for conversations without one")
+    model.add_argument("--no_system_prompt", action="store_true", help="Do not add a system prompt")
     model.add_argument(
         "--context_window",
         type=int,
         default=DEFAULT_CONTEXT,
-        help="Tokens of one conversation with its answer, at most what the model was trained for",
+        help="Context length per conversation in tokens, up to the model's own",
     )
     model.add_argument(
         "--limit",
         type=int,
         default=None,
-        help="Most tokens of a prompt; None: three quarters of the context for conversations that are trimmed "
-        "to it, all of it for others",
+        help="Maximum number of tokens in a prompt (default: the context; three quarters of it for conversations that "
+        "are trimmed to it)",
     )
     model.add_argument(
         "--override_chat_template",
         default=None,
-        help="A Jinja chat template, the path of a file with one, or a name such as chatml",
+        help="A Jinja chat template, the path of a file with one, or a name, for example chatml",
     )
     engine = parser.add_argument_group("Engine Options")
-    engine.add_argument("--mmproj", default=None, help="The projector for images (or audio): a path or hf://REPO?FILE")
+    engine.add_argument(
+        "--mmproj", default=None, help="Multimodal projector for images or audio: a path or hf://REPO?FILE"
+    )
     engine.add_argument(
         "--lora",
         action="append",
         default=None,
         metavar="FILE[=SCALE]",
-        help="A LoRA adapter and how strongly it counts; repeat for several",
+        help="LoRA adapter and its scale; repeat for several",
     )
-    engine.add_argument("--draft_model", default=None, help="A small model of the same vocabulary that guesses ahead")
-    engine.add_argument("--draft_max", type=int, default=16, help="Most tokens that are guessed ahead")
+    engine.add_argument("--draft_model", default=None, help="Draft model for speculative decoding (same tokenizer)")
+    engine.add_argument("--draft_max", type=int, default=16, help="Maximum number of drafted tokens")
     engine.add_argument(
-        "--pooling", choices=POOLINGS, default=None, help="Serve embeddings, pooled so; rank: serve reranking"
+        "--pooling", choices=POOLINGS, default=None, help="Serve embeddings with this pooling; rank: serve reranking"
     )
-    engine.add_argument("--cache_type_k", choices=CACHE_TYPES, default="f16", help="How attention keys are stored")
-    engine.add_argument("--cache_type_v", choices=CACHE_TYPES, default="f16", help="How attention values are stored")
+    engine.add_argument(
+        "--cache_type_k", choices=CACHE_TYPES, default="f16", help="Data type of the keys in the KV cache"
+    )
+    engine.add_argument(
+        "--cache_type_v", choices=CACHE_TYPES, default="f16", help="Data type of the values in the KV cache"
+    )
     engine.add_argument("--flash_attn", choices=("auto", "on", "off"), default="auto", help="Flash attention")
-    batch = "Tokens of prompts read in one step; embeddings need the whole context, and take it"
+    batch = "Logical batch size for prefill, in tokens; embeddings use the whole context"
+    ubatch = "Physical batch size, in tokens; embeddings use the whole context"
     engine.add_argument("--batch_size", type=int, default=2048, help=batch)
-    engine.add_argument("--ubatch_size", type=int, default=512, help="Tokens of them computed at once; likewise")
-    engine.add_argument("--main_gpu", type=int, default=0, help="The GPU for what is not split")
-    engine.add_argument("--tensor_split", default=None, help="The share of each GPU, such as 3,1")
-    engine.add_argument("--split_mode", choices=("layer", "row", "none"), default="layer", help="How GPUs share it")
+    engine.add_argument("--ubatch_size", type=int, default=512, help=ubatch)
+    engine.add_argument("--main_gpu", type=int, default=0, help="GPU for the parts that are not split")
+    engine.add_argument("--tensor_split", default=None, help="Share of each GPU, for example 3,1")
     engine.add_argument(
-        "--prompt_cache", default=None, metavar="FOLDER", help="Keep what was read of conversations over a restart"
+        "--split_mode", choices=("layer", "row", "none"), default="layer", help="How the model is split across GPUs"
+    )
+    engine.add_argument(
+        "--prompt_cache", default=None, metavar="FOLDER", help="Directory for the prompt cache; survives restarts"
     )
     engine.add_argument(
         "--llama_server",
         default=None,
         metavar="PATH",
-        help="Run this llama-server instead of the one that comes along; auto: the one that is installed",
+        help="Run this llama-server instead of the bundled one; auto: the installed one",
     )
 
 

@@ -17,8 +17,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kuwa.executor.arguments import UsageError
+from kuwa.home import folders
 from kuwa.wire.errors import InvalidApiKey, MissingApiKey
-from kuwa.wire.secrets import MAX_SECRET_LENGTH, PRIVATE_MODE, BadSecret, Secret, decode, secrets_file, usable_key
+from kuwa.wire.secrets import MAX_SECRET_LENGTH, PRIVATE_MODE, BadSecret, Secret, decode, usable_key
 
 KEY_OPTION = "--api_key"
 THIRD_PARTY_OPTION = "--use_third_party_api_key"
@@ -53,22 +54,22 @@ def add_key_options(add_argument: Callable[..., Any], provider: Provider) -> Non
     add_argument(
         KEY_OPTION,
         default=None,
-        help=f"The API key; else it is taken from --api_key_file, from {variables} in the environment, or from "
-        f"'kuwa secrets set {provider.secret}'",
+        help=f"API key (default: from --api_key_file, from {variables} in the environment, or from "
+        f"'kuwa secrets set {provider.secret}')",
     )
     add_argument(
         "--api_key_file",
         default=None,
         metavar="FILE",
-        help="A file that holds the API key, so that it stands on no command line",
+        help="File that contains the API key; keeps the key off the command line",
     )
-    add_argument("--no_override_api_key", action="store_true", help="Do not let a request bring a key of its own")
+    add_argument("--no_override_api_key", action="store_true", help="Ignore API keys in requests")
     add_argument(
         THIRD_PARTY_OPTION,
         action="store_true",
-        help="Send a key that a request brings to --base_url, whoever serves there; in the v1.0 form it is in "
-        f"{THIRD_PARTY_FIELD} instead of {provider.form_field}. Without this option such a key goes to {provider.host} "
-        "alone",
+        help="Send API keys in requests to --base_url, whichever server that is; the v1.0 form has them in "
+        f"{THIRD_PARTY_FIELD} instead of {provider.form_field}. Without this option they are sent to {provider.host} "
+        "only",
     )
 
 
@@ -166,7 +167,7 @@ def _first(args: argparse.Namespace, environment: Mapping[str, str], provider: P
         if key := environment.get(variable, "").strip():
             return key, variable
     source = f"'kuwa secrets set {provider.secret}'"
-    secret = _global_values(secrets_file(environment, home)).get(provider.secret)
+    secret = _global_values(folders(environment, home).secrets).get(provider.secret)
     return (_resolve(secret, source, environment), source) if secret else ("", "")
 
 

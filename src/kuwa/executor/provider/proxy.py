@@ -43,8 +43,8 @@ def add_proxy_option(add_argument: Callable[..., Any]) -> None:
         "--proxy",
         default=None,
         metavar="URL",
-        help="HTTP proxy to reach the API through, such as http://proxy:3128; else HTTPS_PROXY names it for an API at "
-        "https, unless NO_PROXY names the API's host",
+        help="HTTP proxy for the API, for example http://proxy:3128 (default: HTTPS_PROXY for an https API, unless "
+        "NO_PROXY contains the API's host)",
     )
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from kuwa import __version__
 from kuwa.kernel.api import page
-from kuwa.kernel.api.front_texts import Texts, texts
 from kuwa.kernel.api.page import Cell
-from kuwa.kernel.registry import Registry, Replica
+from kuwa.wire.report import Replica, Report
+from kuwa.words import Words, preferred
+from kuwa.words.phrases import curl_command, kernel_option
 
-DEFAULT_BASE = "http://127.0.0.1:9000"
-WELCOME = "welcome"
 # The best state that any executor of a model is in is the model's.
 BEST_FIRST = ("ready", "suspect", "ejected", "starting", "draining")
 # Several ways into one.
@@ -29,61 +27,57 @@ MARK = (
 
 
 class FrontPage:
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    """`report` makes the kernel's report of this moment."""
+
+    def __init__(self, report: Callable[[], Report]) -> None:
+        self._report = report
 
     async def page(self, request: Request) -> Response:
-        words = texts(request.headers.get("accept-language", ""))
+        words = preferred(request.headers.get("accept-language", ""))
         base = f"{request.url.scheme}://{request.url.netloc}"
-        models = self._models()
+        report = self._report()
         body = [_header(words)]
-        body += _served(words, base, models)
-        body += _ask(words, base, models)
+        body += _served(words, base, report.by_code())
+        body += _ask(words, base, report)
         body += _add(words, base)
         body += _more(words)
         return page.respond("Kuwa", "".join(body), language=words.language)
 
-    def _models(self) -> dict[str, list[Replica]]:
-        """Every access code that somebody serves or is about to, in order."""
-        models: dict[str, list[Replica]] = {}
-        for replica in self._registry.all_replicas():
-            for code in replica.access_codes if replica.alive else ():
-                models.setdefault(code, []).append(replica)
-        return dict(sorted(models.items()))
+
+def _header(words: Words) -> str:
+    line = f"{words.page.tagline} · {words.page.version.format(version=__version__)}"
+    return f'<header>{MARK}<div><h1>Kuwa</h1><p class="dim">{escape(line)}</p></div></header>'
 
 
-def _header(words: Texts) -> str:
-    version = words.version.format(version=__version__)
-    return (
-        f'<header>{MARK}<div><h1>Kuwa</h1><p class="dim">{escape(words.tagline)} · {escape(version)}</p></div></header>'
-    )
-
-
-def _served(words: Texts, base: str, models: dict[str, list[Replica]]) -> list[str]:
-    title = f"<h2>{escape(words.served)}</h2>"
+def _served(words: Words, base: str, models: dict[str, list[Replica]]) -> list[str]:
+    title = f"<h2>{escape(words.page.served)}</h2>"
     if not models:
-        return [title, f"<p>{escape(words.none)}</p>", _shell("kuwa-executor debug" + kernel_option(base))]
+        return [title, f"<p>{escape(words.page.none)}</p>", _shell("kuwa-executor debug" + kernel_option(base))]
     heads = (
-        (words.access_code, ""),
-        (words.executor, ""),
-        (words.state, ""),
-        (words.executors, "n"),
-        (words.context, "n"),
+        (_capital(words.access_code), ""),
+        (_capital(words.executor), ""),
+        (_capital(words.state), ""),
+        (words.page.executors, "n"),
+        (words.page.context, "n"),
     )
     return [title, page.table(heads, (_row(words, code, replicas) for code, replicas in models.items()))]
 
 
-def _row(words: Texts, code: str, replicas: Sequence[Replica]) -> list[Cell]:
+def _row(words: Words, code: str, replicas: Sequence[Replica]) -> list[Cell]:
     state = _state(replicas)
-    kinds = sorted({replica.executor or replica.source for replica in replicas})
+    kinds = sorted({replica.kind for replica in replicas})
     lengths = [replica.context_length for replica in replicas if replica.context_length > 0]
     return [
         Cell(code, "m"),
         Cell(", ".join(kinds)),
         Cell(words.states.get(state, state), word=state),
         Cell(len(replicas), "n"),
-        Cell(words.tokens.format(count=min(lengths)) if lengths else "", "n"),
+        Cell(words.page.tokens.format(count=min(lengths)) if lengths else "", "n"),
     ]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _state(replicas: Sequence[Replica]) -> str:
@@ -91,71 +85,45 @@ def _state(replicas: Sequence[Replica]) -> str:
     return next((state for state in BEST_FIRST if state in states), "gone")
 
 
-def _ask(words: Texts, base: str, models: dict[str, list[Replica]]) -> list[str]:
-    parts = [f"<h2>{escape(words.ask)}</h2>"]
-    code = suggestion(models)
+def _ask(words: Words, base: str, report: Report) -> list[str]:
+    parts = [f"<h2>{escape(words.page.ask)}</h2>"]
+    code = report.suggestion()
     if code is None:
-        return [*parts, f'<p class="dim">{escape(words.none_ready)}</p>'] if models else []
+        return [*parts, f'<p class="dim">{escape(words.page.none_ready)}</p>'] if report.replicas else []
     return [
         *parts,
-        f"<h3>{escape(words.ask_by_curl)}</h3>",
-        _shell(curl_line(base, code, words.hello)),
-        f"<h3>{escape(words.ask_in_terminal)}</h3>",
+        f"<h3>{escape(words.page.ask_by_curl)}</h3>",
+        _shell(curl_command(base, code, words.hello)),
+        f"<h3>{escape(words.page.ask_in_terminal)}</h3>",
         _shell(f"kuwa chat {shlex.quote(code)}{kernel_option(base)}"),
-        f"<p>{escape(words.ask_by_library)}</p>",
+        f"<p>{escape(words.page.ask_by_library)}</p>",
         _shell(f"{base}/v1"),
     ]
 
 
-def suggestion(models: dict[str, list[Replica]]) -> str | None:
-    """The access code to try first: `welcome` where it is ready, else the first that is ready and chats."""
-    ready = [code for code, replicas in models.items() if any(map(_chats, replicas))]
-    return WELCOME if WELCOME in ready else next(iter(ready), None)
-
-
-def _chats(replica: Replica) -> bool:
-    """Whether it is ready for a chat; one that does not say what it can is an old one or an upstream, and chats."""
-    return replica.state == "ready" and (not replica.capabilities or "chat" in replica.capabilities)
-
-
-def _add(words: Texts, base: str) -> list[str]:
+def _add(words: Words, base: str) -> list[str]:
     option = kernel_option(base)
     server = "--base_url http://localhost:8000/v1 --api_key dummy --model org/name"
     ways = (
-        (words.add_gguf, f"kuwa-executor llamacpp --model_path model.gguf --access_code my-model{option}"),
-        (words.add_server, f"kuwa-executor chatgpt {server} --access_code vllm{option}"),
-        (words.add_own, f"kuwa-executor ./my_executor.py --access_code mine{option}"),
-        (words.add_list, "kuwa-executor --list"),
+        (words.page.add_gguf, f"kuwa-executor llamacpp --model_path model.gguf --access_code my-model{option}"),
+        (words.page.add_server, f"kuwa-executor chatgpt {server} --access_code vllm{option}"),
+        (words.page.add_own, f"kuwa-executor ./my_executor.py --access_code mine{option}"),
+        (words.page.add_list, "kuwa-executor --list"),
     )
     parts = [f"<h3>{escape(title)}</h3>{_shell(command)}" for title, command in ways]
-    return [f"<h2>{escape(words.add)}</h2>", *parts]
+    return [f"<h2>{escape(words.page.add)}</h2>", *parts]
 
 
-def _more(words: Texts) -> list[str]:
+def _more(words: Words) -> list[str]:
     links = (
-        ("/v1.0/worker/debug", words.link_status),
-        ("/v1/models", words.link_models),
-        ("/metrics", words.link_metrics),
-        ("/health", words.link_health),
+        ("/v1.0/worker/debug", words.page.link_status),
+        ("/v1/models", words.page.link_models),
+        ("/metrics", words.page.link_metrics),
+        ("/health", words.page.link_health),
     )
     items = "".join(f'<li><a href="{path}">{escape(text)}</a></li>' for path, text in links)
-    return [f'<h2>{escape(words.more)}</h2><ul class="links">{items}</ul>']
+    return [f'<h2>{escape(words.page.more)}</h2><ul class="links">{items}</ul>']
 
 
 def _shell(command: str) -> str:
     return f"<pre>{escape(command)}</pre>"
-
-
-def kernel_option(base: str) -> str:
-    """What a command needs in order to find this kernel; nothing where it is where commands look for it."""
-    return "" if base == DEFAULT_BASE else f" --kernel_url {shlex.quote(base + '/')}"
-
-
-def curl_line(base: str, code: str, hello: str) -> str:
-    """A command that streams an answer of `code`, ready to be pasted into a shell."""
-    request = {"model": code, "messages": [{"role": "user", "content": hello}], "stream": True}
-    body = msgspec.json.encode(request).decode()
-    return (
-        f"curl -N {shlex.quote(base + '/v1/chat/completions')} -H 'Content-Type: application/json' "
-        f"-d {shlex.quote(body)}"
-    )

@@ -86,18 +86,3 @@ def respond(title: str, body: str, *, refresh_s: int = 0, language: str = "en", 
         f'<body class="{"wide" if wide else "narrow"}">{body}</body></html>\n',
         headers=HEADERS,
     )
-
-
-def duration(seconds: float) -> str:
-    """A length of time as people say it: `42 s`, `7 min`, `3 h 05 min`, `12 d 4 h`."""
-    whole = max(0, int(seconds))
-    if whole < 120:
-        return f"{whole} s"
-    minutes = whole // 60
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes:02d} min"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h"

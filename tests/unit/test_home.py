@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kuwa.fleet.config import folders, language
+from kuwa.home import folders, language
 
 HOME = Path("/home/someone")
 
@@ -14,18 +14,21 @@ HOME = Path("/home/someone")
 def test_without_any_variable_the_xdg_defaults_hold() -> None:
     found = folders({}, HOME)
     assert found.models == HOME / ".local/share/kuwa/models"
+    assert found.secrets == HOME / ".config/kuwa/secrets.json"
     assert found.logs(9000) == HOME / ".cache/kuwa/logs/9000"
 
 
 def test_the_xdg_variables_move_the_folders_but_for_relative_ones() -> None:
-    found = folders({"XDG_DATA_HOME": "/data", "XDG_CACHE_HOME": "relative"}, HOME)
+    found = folders({"XDG_DATA_HOME": "/data", "XDG_CONFIG_HOME": "/etc/xdg", "XDG_CACHE_HOME": "relative"}, HOME)
     assert found.data == Path("/data/kuwa")
+    assert found.secrets == Path("/etc/xdg/kuwa/secrets.json")
     assert found.cache == HOME / ".cache/kuwa"
 
 
 def test_kuwa_home_holds_everything() -> None:
     found = folders({"KUWA_HOME": "/srv/kuwa", "XDG_DATA_HOME": "/data"}, HOME)
     assert found.models == Path("/srv/kuwa/models")
+    assert found.secrets == Path("/srv/kuwa/secrets.json")
     assert found.logs(9001) == Path("/srv/kuwa/cache/logs/9001")
 
 

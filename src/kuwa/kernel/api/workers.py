@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 from time import monotonic, time
-from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -21,20 +20,20 @@ from kuwa.kernel.api.errors import wants_json
 from kuwa.kernel.api.page import Cell
 from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.health import settle
-from kuwa.kernel.registry import UNLIMITED, Registry, Replica
+from kuwa.kernel.registry import Registry
 from kuwa.kernel.trust import EndpointRule, check_registration
 from kuwa.wire import lease
 from kuwa.wire.errors import MethodNotAllowed, ModelNotFound, NoReplica, NotFound
 from kuwa.wire.form import parse_form, required
 from kuwa.wire.names import check_access_code
+from kuwa.wire.report import Replica, Report, encode_report
+from kuwa.words.phrases import duration
 
 REFRESH_S = 3
 
-OldStatus = dict[str, list[list[object]]]
-
 
 class WorkerApi:
-    """The endpoints of `/v1.0/worker/`. `draining` says whether the kernel is stopping."""
+    """The endpoints of `/v1.0/worker/`. `report` makes the kernel's report; `draining`: whether it is stopping."""
 
     def __init__(
         self,
@@ -42,12 +41,14 @@ class WorkerApi:
         dispatcher: Dispatcher,
         rule: EndpointRule,
         *,
+        report: Callable[[], Report],
         draining: Callable[[], bool],
         late_usage: Callable[[list[lease.EndedRequest]], None],
     ) -> None:
         self._registry = registry
         self._dispatcher = dispatcher
         self._rule = rule
+        self._report = report
         self._draining = draining
         self._late_usage = late_usage
 
@@ -105,80 +106,49 @@ class WorkerApi:
                 "The registry cannot be written by this route. Executors join by POST /v1.0/worker/register and "
                 "leave by POST /v1.0/worker/unregister."
             )
-        now = monotonic()
+        report = self._report()
         if wants_json(request):
-            return Response(msgspec.json.encode(self._report(now)), media_type="application/json")
-        return page.respond("Kuwa: what is served", self._page(now), refresh_s=REFRESH_S, wide=True)
+            return Response(encode_report(report), media_type="application/json")
+        return page.respond("Kuwa: what is served", _page(report), refresh_s=REFRESH_S, wide=True)
 
-    def _report(self, now: float) -> dict[str, Any]:
-        replicas = sorted(self._registry.all_replicas(), key=_order)
-        codes = sorted({code for replica in replicas if replica.alive for code in replica.access_codes})
-        return {
-            "kernel": {"version": __version__, "draining": self._draining()},
-            "models": [{"access_code": code, **self._queue(code)} for code in codes],
-            "replicas": [_described(replica, now) for replica in replicas if replica.alive],
-            "gone": [_described(replica, now) for replica in replicas if not replica.alive],
-            "v1.0": self._old_status(),
-        }
 
-    def _queue(self, access_code: str) -> dict[str, int]:
-        waiting, size = self._dispatcher.waiting(access_code)
-        return {"waiting": waiting, "waiting_bytes": size}
+def _page(report: Report) -> str:
+    count, running = len(report.replicas), sum(replica.running for replica in report.replicas)
+    parts = [
+        "<h1>Kuwa: what is served</h1>",
+        (
+            f'<p class="dim">Kuwa {escape(report.kernel.version)} · executors: {count} · requests running: {running}'
+            f"{' · <strong>the kernel is stopping</strong>' if report.kernel.draining else ''}"
+            f" · renewed every {REFRESH_S} s</p>"
+        ),
+    ]
+    if report.replicas:
+        parts.append(page.table(_HEADS, (_row(report, code, replica) for code, replica in report.rows())))
+    else:
+        parts.append("<p>No executor is registered. Start one: <code>kuwa-executor debug</code></p>")
+    if report.gone:
+        parts.append("<h2>Gone within the last minute</h2>")
+        parts.append(page.table(_GONE_HEADS, map(_gone_row, report.gone)))
+    parts.append(
+        "<details><summary>As JSON, in the form of the v1.0 kernel</summary>"
+        f"<pre>{_json_in_html(report.v1_0)}</pre></details>"
+        '<p class="dim">In full: <code>curl -H "Accept: application/json"</code> on this address.</p>'
+    )
+    return "".join(parts)
 
-    def _old_status(self) -> OldStatus:
-        """What the old kernel showed: per access code [endpoint, READY or BUSY, history_id, user_id]."""
-        holders = self._dispatcher.holders()
-        status: OldStatus = {}
-        for replica in sorted(self._registry.all_replicas(), key=_order):
-            if not replica.alive:
-                continue
-            free = replica.state == "ready" and replica.running < replica.slots
-            ids = [_number(value) for value in holders.get(replica, ("-1", "-1"))]
-            for code in replica.access_codes:
-                status.setdefault(code, []).append(
-                    [replica.endpoint or replica.base_url, "READY" if free else "BUSY", *ids]
-                )
-        return status
 
-    def _page(self, now: float) -> str:
-        replicas = sorted(self._registry.all_replicas(), key=_order)
-        alive = [replica for replica in replicas if replica.alive]
-        gone = [replica for replica in replicas if not replica.alive]
-        running = sum(replica.running for replica in alive)
-        parts = [
-            "<h1>Kuwa: what is served</h1>",
-            (
-                f'<p class="dim">Kuwa {escape(__version__)} · executors: {len(alive)} · requests running: {running}'
-                f"{' · <strong>the kernel is stopping</strong>' if self._draining() else ''}"
-                f" · renewed every {REFRESH_S} s</p>"
-            ),
-        ]
-        if alive:
-            parts.append(page.table(_HEADS, (self._row(code, r, now) for r in alive for code in r.access_codes)))
-        else:
-            parts.append("<p>No executor is registered. Start one: <code>kuwa-executor debug</code></p>")
-        if gone:
-            parts.append("<h2>Gone within the last minute</h2>")
-            parts.append(page.table(_GONE_HEADS, (_gone_row(replica, now) for replica in gone)))
-        parts.append(
-            "<details><summary>As JSON, in the form of the v1.0 kernel</summary>"
-            f"<pre>{_json_in_html(self._old_status())}</pre></details>"
-            '<p class="dim">In full: <code>curl -H "Accept: application/json"</code> on this address.</p>'
-        )
-        return "".join(parts)
-
-    def _row(self, code: str, replica: Replica, now: float) -> list[Cell]:
-        slots = "∞" if replica.slots >= UNLIMITED else str(replica.slots)
-        return [
-            Cell(code, "m"),
-            Cell(replica.executor or replica.source),
-            Cell(replica.address, "m"),
-            Cell(replica.state, word=replica.state),
-            Cell(f"{replica.running} / {slots}", "n"),
-            Cell(self._dispatcher.waiting(code)[0], "n"),
-            Cell(_load(replica)),
-            Cell(page.duration(now - replica.since), "n"),
-        ]
+def _row(report: Report, code: str, replica: Replica) -> list[Cell]:
+    slots = "∞" if replica.slots is None else str(replica.slots)
+    return [
+        Cell(code, "m"),
+        Cell(replica.kind),
+        Cell(replica.endpoint, "m"),
+        Cell(replica.state, word=replica.state),
+        Cell(f"{replica.running} / {slots}", "n"),
+        Cell(report.waiting(code), "n"),
+        Cell(_load(replica)),
+        Cell(duration(replica.since_s), "n"),
+    ]
 
 
 _HEADS = (
@@ -194,12 +164,12 @@ _HEADS = (
 _GONE_HEADS = (("Access code", ""), ("Endpoint", ""), ("Why", ""), ("Since", "n"))
 
 
-def _gone_row(replica: Replica, now: float) -> list[Cell]:
+def _gone_row(replica: Replica) -> list[Cell]:
     return [
         Cell(" ".join(replica.access_codes), "m"),
-        Cell(replica.address, "m"),
+        Cell(replica.endpoint, "m"),
         Cell(replica.note or "unregistered or replaced"),
-        Cell(page.duration(now - replica.since), "n"),
+        Cell(duration(replica.since_s), "n"),
     ]
 
 
@@ -212,38 +182,6 @@ def _load(replica: Replica) -> str:
     if replica.note:
         words.append(replica.note)
     return ", ".join(words)
-
-
-def _described(replica: Replica, now: float) -> dict[str, Any]:
-    return {
-        "id": replica.id,
-        "access_codes": replica.access_codes,
-        "endpoint": replica.address,
-        "wire": replica.wire,
-        "source": replica.source,
-        "executor": replica.executor,
-        "version": replica.version,
-        "state": replica.state,
-        "since_s": round(now - replica.since, 3),
-        "slots": replica.slots if replica.slots < UNLIMITED else None,
-        "running": replica.running,
-        "load": replica.load,
-        "capabilities": sorted(replica.capabilities),
-        "context_length": replica.context_length,
-        "registered_from": replica.registered_from,
-        "note": replica.note,
-    }
-
-
-def _order(replica: Replica) -> tuple[str, str, str]:
-    return (replica.access_codes[0] if replica.access_codes else "", replica.address, replica.id)
-
-
-def _number(text: str) -> int | str:
-    try:
-        return int(text)
-    except ValueError:
-        return text
 
 
 def _json_in_html(value: object) -> str:
