@@ -71,7 +71,7 @@ def judge(attempt: Relay, replica: Replica) -> Verdict:
     return Verdict(
         error,
         elsewhere=not said,
-        fault=not leaving and error.code != RequestCancelled.code,
+        fault=not leaving and error.code not in (RequestCancelled.code, UnreadableAnswer.code),
         refused=isinstance(error.__cause__, ConnectionRefusedError),
         death=lost or engine_died,
     )
