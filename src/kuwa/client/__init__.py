@@ -13,7 +13,8 @@ no. Closing the iterator of a chat, or cancelling the task that reads it, ends t
 
 from __future__ import annotations
 
-from kuwa.client.client import Client, Delta, Message, NoKernel, Refused, Usage
+from kuwa.client.client import Client, Delta, Message, NoKernel, Refused
+from kuwa.wire.openai import Usage
 from kuwa.wire.report import Queue, Replica, Report
 
 __all__ = [

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
 
 from kuwa.home import DEFAULT_KERNEL_URL
 from kuwa.http.client import Response, fetch, open_stream
-from kuwa.wire.errors import BadUpstream, KuwaError, NoReplica, UpstreamLost
+from kuwa.http.events import read_events
+from kuwa.wire.errors import BadUpstream, KuwaError, NoReplica
+from kuwa.wire.json import BadJson, decoder
+from kuwa.wire.openai import Piece as Delta
+from kuwa.wire.openai import decode_chunk, decode_whole
 from kuwa.wire.report import Report, decode_report
-from kuwa.wire.sse import DONE, EventTooLong, SseReader
 
 TIMEOUT_S = 5.0
 JSON_BODY = (b"content-type", b"application/json")
@@ -39,48 +42,6 @@ class Refused(KuwaError):
         self.code = code
 
 
-class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one request."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """A piece of an answer. `finish_reason` comes once, `usage` last of all where the executor counts."""
-
-    text: str = ""
-    reasoning: str = ""
-    finish_reason: str = ""
-    usage: Usage | None = None
-
-
-class _Words(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Words = msgspec.field(default_factory=_Words)
-    finish_reason: str | None = None
-
-
-class _Error(msgspec.Struct):
-    message: str = ""
-    code: str | int | None = None
-
-
-class _Event(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: Usage | None = None
-    error: _Error | None = None
-
-
-class _Refusal(msgspec.Struct):
-    error: _Error
-
-
 class _Model(msgspec.Struct):
     id: str
 
@@ -89,9 +50,7 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-_event = msgspec.json.Decoder(_Event).decode
-_refusal = msgspec.json.Decoder(_Refusal).decode
-_models = msgspec.json.Decoder(_Models).decode
+_models = decoder(_Models)
 
 
 class Client:
@@ -112,14 +71,14 @@ class Client:
         """The access codes that can be asked now, sorted."""
         try:
             return [model.id for model in _models((await self._get("/v1/models")).body).data]
-        except msgspec.MsgspecError as error:
+        except BadJson as error:
             raise self._no_kuwa() from error
 
     async def report(self) -> Report:
         """What the kernel serves, where, and how busy it is."""
         try:
             return decode_report((await self._get("/v1.0/worker/debug")).body)
-        except msgspec.MsgspecError as error:
+        except BadJson as error:
             raise self._no_kuwa() from error
 
     async def chat(self, model: str, messages: Sequence[Message], **parameters: Any) -> AsyncGenerator[Delta]:
@@ -134,7 +93,6 @@ class Client:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        reader = SseReader()
         try:
             async with open_stream(
                 "POST",
@@ -145,17 +103,13 @@ class Client:
             ) as response:
                 if response.status != 200:
                     raise self._refused(response.status, await response.read())
-                async for piece in response:
-                    for event in reader.feed(piece):
-                        if event.data == DONE:
-                            return
-                        for delta in _deltas(event.data):
-                            yield delta
+                async with aclosing(read_events(response, self.kernel_url)) as events:
+                    async for datas in events:
+                        for data in datas:
+                            for delta in _deltas(data):
+                                yield delta
         except NoReplica as error:
             raise self._no_kernel(error) from error
-        except EventTooLong as error:
-            raise BadUpstream(f"{self.kernel_url} sent a stream that cannot be read: {error}.") from error
-        raise UpstreamLost(f"{self.kernel_url} ended the answer before it was complete.")
 
     async def _get(self, path: str) -> Response:
         try:
@@ -170,10 +124,10 @@ class Client:
 
     def _refused(self, status: int, body: bytes) -> KuwaError:
         try:
-            error = _refusal(body).error
-        except msgspec.MsgspecError:
-            return self._no_kuwa()
-        return Refused(error.message, status=status, code=str(error.code or ""))
+            error = decode_whole(body).error
+        except BadJson:
+            error = None
+        return self._no_kuwa() if error is None else Refused(error.message, status=status, code=error.code)
 
     def _no_kernel(self, error: KuwaError) -> NoKernel:
         return NoKernel(f"No kernel answers at {self.kernel_url}: {error.message}")
@@ -185,19 +139,9 @@ class Client:
 def _deltas(data: bytes) -> list[Delta]:
     """What one event says. Raises Refused for an error event, BadUpstream for one that cannot be read."""
     try:
-        event = _event(data)
-    except msgspec.MsgspecError as error:
+        chunk = decode_chunk(data)
+    except BadJson as error:
         raise BadUpstream(f"The answer holds an event that cannot be read: {error}.") from error
-    if event.error is not None:
-        raise Refused(event.error.message, status=502, code=str(event.error.code or ""))
-    deltas = [
-        Delta(
-            text=choice.delta.content or "",
-            reasoning=choice.delta.reasoning_content or "",
-            finish_reason=choice.finish_reason or "",
-        )
-        for choice in event.choices
-    ]
-    if event.usage is not None:
-        deltas.append(Delta(usage=event.usage))
-    return deltas
+    if (said := chunk.error) is not None:
+        raise Refused(said.message, status=502, code=said.code)
+    return chunk.pieces()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from kuwa.kernel.metrics import UNKNOWN, Metrics, Tally
-from kuwa.kernel.refusals import Usage
 from kuwa.wire.lease import EndedRequest
+from kuwa.wire.openai import Usage
 
 MAX_PENDING = 10_000
 

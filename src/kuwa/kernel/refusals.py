@@ -1,31 +1,14 @@
-"""What a replica says in its OpenAI answers about itself: its refusals, and its token counts. Pure."""
+"""What a replica's refusal means. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
-
 from kuwa.wire.errors import BadUpstream, KuwaError
+from kuwa.wire.json import BadJson, is_object
+from kuwa.wire.openai import decode_whole
 
 MAX_RETRY_AFTER_S = 24 * 3600
-
-
-class PromptDetails(msgspec.Struct, frozen=True):
-    cached_tokens: int | None = None
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """Token counts as every OpenAI answer carries them."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: PromptDetails | None = None
-
-    @property
-    def cached_tokens(self) -> int:
-        details = self.prompt_tokens_details
-        return (details.cached_tokens or 0) if details is not None else 0
 
 
 def error_from_answer(
@@ -58,27 +41,17 @@ class PassedOn(KuwaError):
     def of(cls, status: int, body: bytes) -> PassedOn | None:
         """The error in `body`, or None where it is not in the OpenAI shape."""
         try:
-            error = msgspec.json.decode(body, type=_ErrorBody).error
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+            whole = decode_whole(body)
+        except BadJson:
             return None
-        if not 400 <= status <= 599:
+        error = whole.error
+        if error is None or not is_object(whole.fault) or not error.message or not 400 <= status <= 599:
             return None
         passed = cls(error.message, param=error.param)
         passed.status = status
-        passed.type = error.type
-        passed.code = str(error.code)
+        passed.type = error.type or "upstream_error"
+        passed.code = error.code or passed.type
         passed.retryable_elsewhere = status >= 500 or status == 429
         if status in (429, 503):
             passed.retry_after_s = 1
         return passed
-
-
-class _ErrorObject(msgspec.Struct):
-    message: str
-    type: str = "upstream_error"
-    param: str | None = None
-    code: str | int | None = None
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _ErrorObject

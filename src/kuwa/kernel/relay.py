@@ -15,19 +15,20 @@ that an attempt which fails before it can be made again elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
 from kuwa.http.exchange import JSON_LINE, Exchange, header_lines
 from kuwa.http.framing import ResponseHead, unframe
 from kuwa.http.upstream_connection import UpstreamConnection
-from kuwa.kernel.events import blocks_of, data_of, event_in, whole_events
-from kuwa.kernel.refusals import PassedOn, Usage
+from kuwa.kernel.refusals import PassedOn
 from kuwa.kernel.renderer import Renderer
 from kuwa.kernel.resume import Journal, Replay
 from kuwa.wire import sse
 from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamLost
+from kuwa.wire.json import BadJson
+from kuwa.wire.openai import Usage, decode_outline, decode_whole
 from kuwa.wire.resume import announcement_in
 
 MAX_ERROR_BYTES = 64 * 1024
@@ -229,7 +230,9 @@ class EventRelay(Relay, kw_only=True):
         if self.reader is not None:
             return
         content_type = head.get(b"content-type") or b""
-        if not content_type.startswith(b"text/event-stream"):
+        if not content_type and self.renderer is None:
+            self.headers += EVENTS_LINE
+        elif not sse.is_event_stream(content_type):
             self.on_lost(BadUpstream(f"The replica answered a stream with {content_type[:100]!r} in place of events."))
 
     def on_frames(self, frames: bytes, ended: bool) -> None:
@@ -266,7 +269,7 @@ class EventRelay(Relay, kw_only=True):
             data = self.reader.feed(data) + (self.reader.end() if ended else b"")
         if self.carry:
             data = self.carry + data
-        cut = len(data) if ended else whole_events(data)
+        cut = len(data) if ended else sse.whole_events(data)
         self.carry = data[cut:]
         if len(self.carry) > sse.MAX_EVENT_BYTES:
             self.on_lost(BadUpstream(f"The replica sent an event of more than {sse.MAX_EVENT_BYTES} bytes."))
@@ -296,29 +299,35 @@ class EventRelay(Relay, kw_only=True):
         what follows that. Raises what makes the attempt fail."""
         opening, content = not self.begun, False
         kept: list[bytes] = []
-        blocks = blocks_of(events)
+        blocks = sse.blocks_of(events.removeprefix(sse.BOM))
         for number, block in enumerate(blocks, 1):
             new = self._expected(block)
             if not new:
                 continue
-            data = data_of(new)
-            event = event_in(data)
-            if event is None:
-                if not (data or self.begun):
-                    continue  # a comment: a sign of life, which has been noticed
-                if data == sse.DONE:
-                    self.done = True
-                    continue  # sent with the end of the body: a client that leaves at it has had all
-            else:
+            data = sse.data_of(new)
+            if data == sse.DONE:
+                self.done = True
+                continue  # sent with the end of the body: a client that leaves at it has had all
+            if data:
+                try:
+                    event = decode_outline(data)
+                except BadJson as error:
+                    if not sse.whole_events(new):
+                        continue  # the body has ended in the middle of it
+                    self._write(b"".join(kept), content)
+                    shown = data[:100].decode("utf-8", "replace")
+                    raise BadUpstream(f"The replica sent an event that cannot be read: {shown!r} ({error}).") from error
                 if event.error is not None:
                     self._write(b"".join(kept), content)
                     raise PassedOn.of(502, data) or BadUpstream(f"The replica failed: {data[:500]!r}")
                 content = content or event.has_content
                 self.finished = self.finished or event.finishes
-                if event.usage is not None:
-                    self.usage = event.usage
-                    if not event.choices and not self.include_usage:
+                if event.counts is not None:
+                    self.usage = event.usage or self.usage
+                    if event.only_counts and not self.include_usage:
                         continue
+            elif not self.begun:
+                continue  # a comment: a sign of life, which has been noticed
             kept.append(new)
             if opening and content:
                 self._write(b"".join(kept), content)
@@ -411,8 +420,8 @@ class WholeRelay(Relay):
         if self.reader is not None:
             body = self.reader.whole(body)
         try:
-            answer = _decode_answer(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            answer = decode_whole(body)
+        except BadJson:
             shown = body[:100].decode("utf-8", "replace")
             self.on_lost(BadUpstream(f"The replica answered with something that is no JSON object: {shown!r}."))
             return
@@ -434,11 +443,3 @@ class WholeRelay(Relay):
         self.first_content_at = self.clock.time()
         self.exchange.respond(200, body, headers)
         self._end()
-
-
-class _Answer(msgspec.Struct):
-    usage: Usage | None = None
-    error: Any = None
-
-
-_decode_answer = msgspec.json.Decoder(_Answer).decode

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from kuwa.kernel.refusals import Usage
 from kuwa.wire.errors import ErrorShape
+from kuwa.wire.openai import Usage
 
 
 class Renderer(ErrorShape, Protocol):

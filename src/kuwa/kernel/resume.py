@@ -13,23 +13,23 @@ delivered in one step instead of one token at a time; the answer is compared all
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, cast
 
 import msgspec
 
 from kuwa.http.framing import ChunkDecoder
-from kuwa.kernel.events import blocks_of, data_of
 from kuwa.wire import resume, sse
 from kuwa.wire.errors import UpstreamLost
+from kuwa.wire.json import Fields, decoder, fields_in, is_list, is_object, items_in
+from kuwa.wire.openai import count_of, reason_of
+from kuwa.wire.sse import blocks_of, data_of
 
 MAX_JOURNAL_BYTES = 256 * 1024
 MAX_JOURNALS_BYTES = 64 * 1024 * 1024
 GROWTH_BYTES = 8 * 1024
 
-Fields = dict[str, Any]
 Key = tuple[object, ...]
 
-_decode = msgspec.json.Decoder(Fields).decode
+_decode = decoder(Fields)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -101,7 +101,7 @@ class Journal:
             return None
         try:
             return Replay(self.announced, ChunkDecoder().feed(bytes(self.frames)))
-        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, AttributeError, ValueError):
+        except (ValueError, RecursionError):
             return None  # what was delivered is no stream of chat events
 
 
@@ -130,7 +130,7 @@ class Replay:
             seed=self.announced.seed,
             fingerprint=self.announced.fingerprint,
             prompt_hash=self.announced.prompt_hash,
-            created=int(self._head.get("created") or 0),
+            created=count_of(self._head.get("created")) or 0,
             ids=self._ids,
         )
         end = body.rindex(b"}")
@@ -144,9 +144,8 @@ class Replay:
                 raise _differs("it ended before the place where it was lost")
             return block if data == sse.DONE else b""
         try:
-            event = _decode(data)
-            return self._new_in(event)
-        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, AttributeError, ValueError) as error:
+            return self._new_in(_decode(data))
+        except (ValueError, RecursionError) as error:
             raise _differs("an event cannot be read") from error
 
     # ---- what was delivered --------------------------------------------------------------------------------
@@ -165,18 +164,18 @@ class Replay:
     def _new_in(self, event: Fields) -> bytes:
         new = False
         kept: list[Fields] = []
-        for choice in _list(event, "choices"):
+        for choice in _choices(event):
             index = choice.get("index", 0)
             delta = choice.get("delta")
-            if isinstance(delta, dict):
-                choice["delta"] = self._new_delta(index, cast("Fields", delta))
+            if is_object(delta):
+                choice["delta"] = self._new_delta(index, delta)
                 new = new or bool(choice["delta"])
             elif "text" in choice:
-                choice["text"] = self._rest((index, "text"), choice["text"] or "")
+                choice["text"] = self._rest((index, "text"), _text(choice["text"]))
                 new = new or bool(choice["text"])
-            reason = choice.get("finish_reason")
+            reason = reason_of(choice.get("finish_reason"))
             if reason is not None:
-                new = bool(self._rest((index, "finish"), str(reason))) or new
+                new = bool(self._rest((index, "finish"), reason)) or new
             kept.append(choice)
         if event.get("usage") and not kept:
             new = bool(self._rest(("usage",), "."))
@@ -189,7 +188,7 @@ class Replay:
             if name == "role" or value in (None, "", []):
                 continue
             if name == "tool_calls":
-                calls = [call for call in map(self._new_call, value) if call]
+                calls = [call for call in map(self._new_call, map(fields_in, items_in(value))) if call]
                 if calls:
                     fresh[name] = calls
             elif isinstance(value, str) and (rest := self._rest((index, name), value)):
@@ -200,10 +199,10 @@ class Replay:
 
     def _new_call(self, call: Fields) -> Fields:
         position = call.get("index", 0)
-        function = cast("Fields", call.get("function") or {})
+        function = fields_in(call.get("function"))
         head = _head_of(call, function)
         head_is_new = bool(head) and bool(self._rest((position, "call"), head))
-        rest = self._rest((position, "arguments"), function.get("arguments") or "")
+        rest = self._rest((position, "arguments"), _text(function.get("arguments")))
         if head_is_new:
             return {**call, "function": {**function, "arguments": rest}}
         return {"index": position, "function": {"arguments": rest}} if rest else {}
@@ -228,22 +227,22 @@ class Replay:
 def _pieces(event: Fields) -> list[tuple[Key, str]]:
     """What an event says, in the order in which `Replay` looks for it."""
     found: list[tuple[Key, str]] = []
-    choices = _list(event, "choices")
+    choices = _choices(event)
     for choice in choices:
         index = choice.get("index", 0)
-        for name, value in cast("Fields", choice.get("delta") or {}).items():
+        for name, value in fields_in(choice.get("delta")).items():
             if name == "role" or value in (None, "", []):
                 continue
             if name == "tool_calls":
-                for call in cast("list[Fields]", value):
+                for call in map(fields_in, items_in(value)):
                     position = call.get("index", 0)
-                    function = cast("Fields", call.get("function") or {})
+                    function = fields_in(call.get("function"))
                     found.append(((position, "call"), _head_of(call, function)))
-                    found.append(((position, "arguments"), function.get("arguments") or ""))
+                    found.append(((position, "arguments"), _text(function.get("arguments"))))
             else:
-                found.append(((index, name), value if isinstance(value, str) else _text(value)))
-        found.append(((index, "text"), choice.get("text") or ""))
-        found.append(((index, "finish"), str(choice.get("finish_reason") or "")))
+                found.append(((index, name), _text(value)))
+        found.append(((index, "text"), _text(choice.get("text"))))
+        found.append(((index, "finish"), reason_of(choice.get("finish_reason")) or ""))
     if event.get("usage") and not choices:
         found.append((("usage",), "."))
     return [(key, text) for key, text in found if text]
@@ -255,11 +254,17 @@ def _head_of(call: Fields, function: Fields) -> str:
 
 
 def _text(value: object) -> str:
-    return _encode(value).decode()
+    """A text as it is, nothing for null, and the JSON of any other value."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else _encode(value).decode()
 
 
-def _list(event: Fields, name: str) -> list[Fields]:
-    return cast("list[Fields]", event.get(name) or [])
+def _choices(event: Fields) -> list[Fields]:
+    choices: object = event.get("choices") or []
+    if not is_list(choices):
+        raise ValueError("the choices of an event are a list")
+    return [fields_in(choice) for choice in choices]
 
 
 def _differs(how: str) -> StreamDiffers:

@@ -12,6 +12,7 @@ from itertools import accumulate
 import msgspec
 
 from kuwa.kernel.policy import Trail
+from kuwa.wire.json import BadJson, decoder
 
 MAX_MARKS = 64
 MAX_BODY_BYTES = 4 * 1024 * 1024  # looking into a larger body would hold up everybody's streams
@@ -33,8 +34,8 @@ class _Session(msgspec.Struct):
     user: str | None = None
 
 
-_decode_prompt = msgspec.json.Decoder(_Prompt).decode
-_decode_session = msgspec.json.Decoder(_Session).decode
+_decode_prompt = decoder(_Prompt)
+_decode_session = decoder(_Session)
 
 
 def of_conversation(body: bytes, before: str = "") -> Trail:
@@ -47,7 +48,7 @@ def of_conversation(body: bytes, before: str = "") -> Trail:
         return ()
     try:
         prompt = _decode_prompt(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except BadJson:
         return ()
     pieces = [bytes(message) for message in prompt.messages] or _blocks(prompt.prompt)
     first = hash((before, bytes(prompt.tools)))
@@ -63,7 +64,7 @@ def session_in(body: bytes) -> str | None:
     """The session that an OpenAI body names: its `prompt_cache_key`, else its `user`."""
     try:
         session = _decode_session(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except BadJson:
         return None
     return session.prompt_cache_key or session.user
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from binascii import a2b_qp
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlencode
 
 import msgspec
 
 from kuwa.wire.errors import InvalidRequest, RequestTooLarge
+from kuwa.wire.json import BadJson, Fields, decoder
 
 MAX_FIELDS = 100
 MAX_FORM_BYTES = 1024 * 1024
@@ -36,9 +37,9 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
     isbot: bool = False
 
 
-_decode_turns = msgspec.json.Decoder(list[Turn]).decode
+_decode_turns = decoder(list[Turn])
 _HistoryId = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_decode_history_ids = msgspec.json.Decoder(Annotated[list[_HistoryId], msgspec.Meta(max_length=MAX_HISTORY_IDS)]).decode
+_decode_history_ids = decoder(Annotated[list[_HistoryId], msgspec.Meta(max_length=MAX_HISTORY_IDS)])
 
 
 def parse_form(body: bytes, max_bytes: int = MAX_FORM_BYTES) -> dict[str, str]:
@@ -93,7 +94,7 @@ def required(form: dict[str, str], *names: str) -> tuple[str, ...]:
     return tuple(form[name] for name in names)
 
 
-def parse_history(text: str) -> list[dict[str, Any]]:
+def parse_history(text: str) -> list[Fields]:
     """The field `input` (`[{"msg": str|null, "isbot": bool}, …]`) as OpenAI messages.
 
     A bot's turn without text is the place of the answer to come and is left out.
@@ -105,7 +106,7 @@ def parse_history(text: str) -> list[dict[str, Any]]:
         )
     try:
         turns = _decode_turns(text)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except BadJson as error:
         raise InvalidRequest(f"The form field 'input' is no chat history: {error}", param="input") from error
     return [
         {"role": "assistant" if turn.isbot else "user", "content": turn.msg or ""}
@@ -114,7 +115,7 @@ def parse_history(text: str) -> list[dict[str, Any]]:
     ]
 
 
-def encode_history(messages: list[dict[str, Any]]) -> str:
+def encode_history(messages: list[Fields]) -> str:
     """OpenAI messages as the field `input`. The caller has made sure that their contents are text."""
     turns = [
         Turn(msg=message["content"], isbot=message["role"] == "assistant")
@@ -124,7 +125,7 @@ def encode_history(messages: list[dict[str, Any]]) -> str:
     return msgspec.json.encode(turns).decode()
 
 
-def encode_modelfile(system_prompts: list[str], parameters: dict[str, Any]) -> str:
+def encode_modelfile(system_prompts: list[str], parameters: Fields) -> str:
     """The field `modelfile`: system prompts, and generation options as `parameter llm_*` lines."""
     commands = [{"name": "system", "args": text} for text in system_prompts]
     for name, value in parameters.items():
@@ -138,9 +139,9 @@ def parse_history_ids(text: str) -> list[int]:
     (never evaluated)."""
     try:
         if len(text) > MAX_HISTORY_IDS_TEXT:
-            raise msgspec.ValidationError(f"it has {len(text)} characters")
+            raise BadJson(f"it has {len(text)} characters")
         return _decode_history_ids(text)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except BadJson as error:
         raise InvalidRequest(
             "The form field 'history_id' must be a JSON list of integers such as [12,-5], at most "
             f"{MAX_HISTORY_IDS} in one request: {error}",

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from kuwa.wire.errors import InvalidRequest
+from kuwa.wire.json import BadJson, decoder
+from kuwa.wire.openai import Usage
 
 LEASE_TTL_S = 6.0
 RENEW_S = 2.0
@@ -40,12 +42,10 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     progress: str = ""
 
 
-class EndedRequest(msgspec.Struct, frozen=True, kw_only=True):
+class EndedRequest(Usage, frozen=True, kw_only=True):
     """What a request cost whose answer did not reach its end, so that the answer could not say it."""
 
     request_id: str
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,15 +82,15 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str = ""
 
 
-_decode_registration = msgspec.json.Decoder(Registration).decode
-_decode_lease = msgspec.json.Decoder(Lease).decode
+_decode_registration = decoder(Registration)
+_decode_lease = decoder(Lease)
 
 
 def decode_registration(text: str | bytes) -> Registration:
     """Read the form field `kuwa`; a malformed one raises InvalidRequest naming the field at fault."""
     try:
         registration = _decode_registration(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except BadJson as error:
         raise InvalidRequest(f"The form field 'kuwa' is no registration: {error}", param="kuwa") from error
     if not registration.access_codes:
         raise InvalidRequest("The registration names no access code.", param="kuwa")
@@ -105,7 +105,7 @@ def decode_lease(body: bytes) -> Lease | None:
     """The kernel's answer as a lease, or None where an old kernel answered in plain text."""
     try:
         return _decode_lease(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except BadJson:
         return None
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import msgspec
 
+from kuwa.wire.json import BadJson, decoder
+
 # Nobody but the owner may read the file; one that others can read is not used.
 PRIVATE_MODE = 0o600
 MAX_SECRET_LENGTH = 16 * 1024
@@ -60,11 +62,14 @@ def usable_key(key: str) -> bool:
     return key.isascii() and key.isprintable() and " " not in key
 
 
+_decode = decoder(dict[str, Secret])
+
+
 def decode(data: bytes) -> dict[str, Secret]:
     """The secrets by name. Raises BadSecret for a file that is none of ours."""
     try:
-        return msgspec.json.decode(data, type=dict[str, Secret]) if data.strip() else {}
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return _decode(data) if data.strip() else {}
+    except BadJson:
         # Not the decoder's own words: they may quote the file.
         raise BadSecret("it is not in the form that kuwa secrets writes") from None
 

@@ -1,11 +1,14 @@
-"""Server-sent events: an incremental reader that takes any split of bytes, and the writer's two lines.
+"""Server-sent events: where they end, what they hold, and an incremental reader that takes any split of bytes.
 
-The reader follows the WHATWG event-stream grammar: lines end in LF, CR or CRLF, comments begin with a colon,
-an event ends at a blank line, an unfinished event at the end of the stream is dropped (and reported).
+The WHATWG event-stream grammar: lines end in LF, CR or CRLF, comments begin with a colon, an event ends at a blank
+line, a byte order mark at the start is none of the first line, and an unfinished event at the end of the stream is
+dropped. What passes streams on cuts them into blocks (`whole_events`, `blocks_of`, `data_of`), which keep every
+byte; what wants the data feeds a `SseReader`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import msgspec
@@ -13,6 +16,10 @@ import msgspec
 DONE = b"[DONE]"
 DONE_EVENT = b"data: [DONE]\n\n"
 MAX_EVENT_BYTES = 2 * 1024 * 1024
+BOM = b"\xef\xbb\xbf"
+
+_BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+"""The end of an event: the end of its last line, and the empty line. Atomic, or CRLF would be taken for two ends."""
 
 
 class EventTooLong(ValueError):
@@ -27,74 +34,108 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     comments: tuple[bytes, ...] = ()
 
 
+def is_event_stream(content_type: bytes) -> bool:
+    """Whether a body of that type may be events. Some servers name none: then the body itself has to tell."""
+    media_type = content_type.partition(b";")[0].strip().lower()
+    return media_type in (b"", b"text/event-stream")
+
+
+# ---- blocks: an event, or comments, with the blank line that ends them -----------------------------------------
+
+
+def whole_events(data: bytes) -> int:
+    """How many bytes of `data` are whole events: up to the last blank line.
+
+    After a CR at the end an LF may still come; it then begins the next block, where a line end means nothing.
+    """
+    if b"\r" not in data:
+        last = data.rfind(b"\n\n")
+        return last + 2 if last >= 0 else 0
+    end = 0
+    for found in _BLANK_LINE.finditer(data):
+        end = found.end()
+    return end
+
+
+def blocks_of(events: bytes) -> list[bytes]:
+    """Whole events one by one, each with the blank line that ends it."""
+    if b"\r" not in events:
+        parts = events.split(b"\n\n")
+        last = parts.pop()
+        blocks = [part + b"\n\n" for part in parts]
+        return [*blocks, last] if last else blocks
+    blocks: list[bytes] = []
+    start = 0
+    for found in _BLANK_LINE.finditer(events):
+        blocks.append(events[start : found.end()])
+        start = found.end()
+    return [*blocks, events[start:]] if start < len(events) else blocks
+
+
+def data_of(block: bytes) -> bytes:
+    """The data of a block; of several data lines, joined. Blanks around it mean nothing to JSON and are taken off."""
+    if block.startswith(b"data: ") and block.find(b"\n", 0, len(block) - 2) < 0 and b"\r" not in block:
+        return block[6:].strip()
+    return b"\n".join(_data_lines(block)).strip()
+
+
+def _data_lines(block: bytes) -> list[bytes]:
+    lines = block.splitlines()  # of bytes: at LF, CR and CRLF alone
+    return [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:") or line == b"data"]
+
+
 class SseReader:
     """Turns bytes, however split, into events. `feed` may be called with any number of bytes at a time."""
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._max = max_event_bytes
-        self._buffer = bytearray()
-        self._data: list[bytes] = []
-        self._name = b""
+        self._buffer = b""
         self._comments: list[bytes] = []
-        self._size = 0
-        self._after_cr = False
         self._first = True
 
     @property
     def unfinished(self) -> bool:
         """Whether bytes of an event that has not ended are held."""
-        return bool(self._buffer or self._data)
+        return bool(self._buffer)
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """Yield the events that `data` completes. Raises EventTooLong beyond the bound."""
-        self._buffer += data
-        position = 0
-        buffer = self._buffer
-        try:
-            while True:
-                if self._after_cr:
-                    if position == len(buffer):
-                        break
-                    if buffer[position] == 0x0A:
-                        position += 1
-                    self._after_cr = False
-                end = _line_end(buffer, position)
-                if end < 0:
-                    break
-                line = bytes(buffer[position:end])
-                position = end + 1
-                self._after_cr = buffer[end] == 0x0D
-                event = self._line(line)
-                if event is not None:
-                    yield event
-        finally:
-            del buffer[:position]
-        if len(buffer) + self._size > self._max:
+        held = self._buffer + data
+        cut = whole_events(held)
+        rest = held[cut:]
+        if cut:
+            rest = rest.lstrip(b"\r\n")
+        self._buffer = rest
+        for block in blocks_of(held[:cut]) if cut else ():
+            if len(block) > self._max:
+                raise EventTooLong(f"an event is longer than {self._max} bytes")
+            event = self._event(block)
+            if event is not None:
+                yield event
+        if len(self._buffer) > self._max:
             raise EventTooLong(f"an event is longer than {self._max} bytes")
 
-    def _line(self, line: bytes) -> Event | None:
+    def _event(self, block: bytes) -> Event | None:
         if self._first:
             self._first = False
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if not line:
-            if not self._data:
-                self._name = b""
-                return None
-            event = Event(b"\n".join(self._data), self._name, tuple(self._comments))
-            self._data, self._comments, self._name, self._size = [], [], b"", 0
+            block = block.removeprefix(BOM)
+        if block.startswith(b"data: ") and block.find(b"\n") == len(block) - 2 and b"\r" not in block:
+            event = Event(block[6:-2], b"", tuple(self._comments))
+            self._comments.clear()
             return event
-        self._size += len(line)
-        if self._size > self._max:
-            raise EventTooLong(f"an event is longer than {self._max} bytes")
-        field, colon, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        if not field and colon:
-            self._comments.append(value)
-        elif field == b"data":
-            self._data.append(value)
-        elif field == b"event":
-            self._name = value
-        return None
+        data = _data_lines(block)
+        name = b""
+        for line in block.splitlines():
+            field, colon, value = line.partition(b":")
+            if not field and colon:
+                self._comments.append(value.removeprefix(b" "))
+            elif field == b"event":
+                name = value.removeprefix(b" ")
+        if not data:
+            return None
+        event = Event(b"\n".join(data), name, tuple(self._comments))
+        self._comments.clear()
+        return event
 
 
 def plain_events(data: bytes) -> list[bytes] | None:
@@ -106,12 +147,6 @@ def plain_events(data: bytes) -> list[bytes] | None:
         return None
     datas = data[6:-2].split(b"\n\ndata: ")
     return datas if data.count(b"\n") == 2 * len(datas) else None
-
-
-def _line_end(buffer: bytearray, start: int) -> int:
-    lf = buffer.find(b"\n", start)
-    cr = buffer.find(b"\r", start, lf if lf >= 0 else len(buffer))
-    return cr if cr >= 0 else lf
 
 
 def event(data: bytes) -> bytes:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuwa.kernel.events import blocks_of, data_of
 from kuwa.kernel.resume import MAX_JOURNAL_BYTES, Journal, Journals, Replay, StreamDiffers
 from kuwa.wire import resume
 from kuwa.wire.resume import Announcement
+from kuwa.wire.sse import blocks_of, data_of
 
 ANNOUNCED = Announcement("f", "h", 0, 7)
 Piece = tuple[str, str]

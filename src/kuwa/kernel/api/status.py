@@ -15,6 +15,7 @@ from kuwa.kernel.identity import principal
 from kuwa.kernel.metrics import Exposition
 from kuwa.kernel.registry import Registry
 from kuwa.wire.errors import Draining, InvalidRequest, NotFound
+from kuwa.wire.json import BadJson, decode
 
 RequestStatus = Callable[[str], dict[str, Any] | None]
 Cancel = Callable[[str, str], bool]
@@ -113,8 +114,8 @@ def _named_user(body: bytes) -> str | None:
     if not body:
         return None
     try:
-        return msgspec.json.decode(body, type=_Named).user
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return decode(body, _Named).user
+    except BadJson as error:
         raise InvalidRequest(f"The request body does not fit: {error}.") from error
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from kuwa.kernel.call import Call
@@ -11,6 +9,7 @@ from kuwa.kernel.identity import without_provider_key
 from kuwa.kernel.registry import Replica
 from kuwa.wire import form as form_wire
 from kuwa.wire.errors import InvalidRequest
+from kuwa.wire.json import BadJson, decode, decoder
 
 JSON = b"application/json"
 SMALL_BYTES = 256 * 1024
@@ -56,10 +55,13 @@ def fields_of(body: bytes) -> dict[str, msgspec.Raw]:
     # Each name is a string. Millions of them take seconds, in which nothing else of the kernel would run.
     if len(body) > SMALL_BYTES and body.count(b'"') - body.count(b'\\"') > MAX_QUOTES:
         raise InvalidRequest(f"The request body holds more than {MAX_QUOTES // 2} strings; send fewer at once.")
-    return _decode_fields(body)
+    try:
+        return _decode_fields(body)
+    except BadJson as error:
+        raise InvalidRequest(f"The request body cannot be read: {error}.") from error
 
 
-_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_fields = decoder(dict[str, msgspec.Raw])
 
 
 class _Command(msgspec.Struct):
@@ -77,16 +79,18 @@ class _Extension(msgspec.Struct):
 
 def _modelfile_of(extension: msgspec.Raw) -> list[_Command]:
     try:
-        form = msgspec.json.decode(extension, type=_Extension).form
-        return msgspec.json.decode(form.modelfile, type=list[_Command])
-    except msgspec.MsgspecError:
+        return decode(decode(bytes(extension), _Extension).form.modelfile, list[_Command])
+    except BadJson:
         return []
 
 
 def _apply_modelfile(fields: dict[str, msgspec.Raw], modelfile: list[_Command]) -> None:
     system = "\n".join(command.args for command in modelfile if command.name == "system")
     if system:
-        messages = msgspec.json.decode(fields["messages"], type=list[msgspec.Raw])
+        try:
+            messages = decode(bytes(fields.get("messages", b"[]")), list[msgspec.Raw])
+        except BadJson as error:
+            raise InvalidRequest(f"Invalid messages: {error}.", param="messages") from error
         first = msgspec.Raw(msgspec.json.encode({"role": "system", "content": system}))
         fields["messages"] = msgspec.Raw(msgspec.json.encode([first, *messages]))
     for command in modelfile:
@@ -98,7 +102,8 @@ def _apply_modelfile(fields: dict[str, msgspec.Raw], modelfile: list[_Command]) 
 def _json_value(text: str) -> bytes:
     """The value of a Modelfile parameter: a number, true or false where it reads as one, else text."""
     try:
-        value: Any = msgspec.json.decode(text)
-    except msgspec.MsgspecError:
-        value = text
-    return msgspec.json.encode(value if isinstance(value, bool | int | float) else text)
+        if isinstance(decode(text), bool | int | float):
+            return text.encode()
+    except BadJson:
+        pass
+    return msgspec.json.encode(text)

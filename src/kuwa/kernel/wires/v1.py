@@ -12,7 +12,9 @@ from kuwa.kernel.call import Call
 from kuwa.kernel.registry import Replica
 from kuwa.wire import form as form_wire
 from kuwa.wire import sse
-from kuwa.wire.errors import RequestTooLarge, Unsupported
+from kuwa.wire.errors import InvalidRequest, RequestTooLarge, Unsupported
+from kuwa.wire.json import BadJson, Fields, decoder, is_object, items_in
+from kuwa.wire.openai import parts_of, text_of
 
 FORM = b"application/x-www-form-urlencoded"
 MAX_FORM_BODY_BYTES = 4 * 1024 * 1024
@@ -84,7 +86,7 @@ def unknown_usage() -> dict[str, int]:
     return {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 
-_decode_all = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_all = decoder(Fields)
 
 SAMPLING_FIELDS = (
     "temperature",
@@ -104,15 +106,18 @@ SAMPLING_FIELDS = (
 def form_from_openai(data: bytes, access_code: str, history_id: str, user_id: str) -> dict[str, str]:
     """An OpenAI chat body as the form an old executor reads: system prompts and sampling as Modelfile lines.
 
-    Raises Unsupported for what the v1.0 wire cannot carry: tools, images, several answers, structured output; and
-    RequestTooLarge.
+    Raises Unsupported for what the v1.0 wire cannot carry: tools, images, several answers, structured output;
+    InvalidRequest and RequestTooLarge.
     """
     if len(data) > MAX_FORM_BODY_BYTES:
         raise RequestTooLarge(
             f"{access_code!r} is served by an executor of the v1.0 wire, "
             f"which takes requests of at most {MAX_FORM_BODY_BYTES} bytes."
         )
-    body = _decode_all(data)
+    try:
+        body = _decode_all(data)
+    except BadJson as error:
+        raise InvalidRequest(f"The request body cannot be read: {error}.") from error
     for name in ("tools", "functions", "response_format", "logprobs"):
         value = body.get(name)
         if value and value != {"type": "text"}:
@@ -123,7 +128,11 @@ def form_from_openai(data: bytes, access_code: str, history_id: str, user_id: st
         raise Unsupported(f"{access_code!r} is served by an executor of the v1.0 wire, which answers once.", param="n")
     system: list[str] = []
     history: list[dict[str, Any]] = []
-    for message in body.get("messages") or ():
+    given: object = body.get("messages") or []
+    messages = items_in(given)
+    if messages != given or not all(map(is_object, messages)):
+        raise InvalidRequest("'messages' must be a list of objects.", param="messages")
+    for message in messages:
         text = _plain_text(message, access_code)
         if message.get("role") in ("system", "developer"):
             system.append(text)
@@ -139,16 +148,10 @@ def form_from_openai(data: bytes, access_code: str, history_id: str, user_id: st
     }
 
 
-def _plain_text(message: dict[str, Any], access_code: str) -> str:
+def _plain_text(message: Fields, access_code: str) -> str:
     content = message.get("content")
-    if isinstance(content, str) or content is None:
-        return content or ""
-    pieces: list[str] = []
-    for part in content:
-        if part.get("type") != "text":
-            raise Unsupported(
-                f"{access_code!r} is served by an executor of the v1.0 wire, which takes text only.",
-                param="messages",
-            )
-        pieces.append(part.get("text", ""))
-    return "".join(pieces)
+    if any(part.get("type") != "text" for part in parts_of(content)):
+        raise Unsupported(
+            f"{access_code!r} is served by an executor of the v1.0 wire, which takes text only.", param="messages"
+        )
+    return text_of(content)

@@ -20,10 +20,10 @@ from kuwa.executor.answer import Events
 from kuwa.executor.intake import Intake
 from kuwa.executor.invocation import Invocation, invoked
 from kuwa.executor.resumable import announcement
-from kuwa.kernel.events import blocks_of, data_of
 from kuwa.kernel.resume import Replay
 from kuwa.wire import resume
 from kuwa.wire.errors import ResumeMismatch
+from kuwa.wire.sse import blocks_of, data_of
 from tiny_models import make_folder
 
 pytestmark = pytest.mark.anyio

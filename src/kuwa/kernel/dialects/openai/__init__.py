@@ -16,6 +16,7 @@ from kuwa.kernel.dialects.dialect import GENERATES, BaseDialect
 from kuwa.kernel.identity import Caller, of_peer, of_user
 from kuwa.kernel.wires.openai import fields_of
 from kuwa.wire.errors import InvalidRequest, OpenAIErrors
+from kuwa.wire.json import BadJson, decoder
 
 ROUTES = (*GENERATES, "/embeddings", "/rerank")
 
@@ -36,7 +37,7 @@ class _Routed(msgspec.Struct):
     kuwa_resume: msgspec.Raw = _ABSENT
 
 
-_decode = msgspec.json.Decoder(_Routed).decode
+_decode = decoder(_Routed)
 _USAGE_WANTED = msgspec.Raw(b'{"include_usage":true}')
 
 
@@ -87,12 +88,9 @@ def read_body(body: bytes) -> _Routed:
     """Decode what routing needs. Raises InvalidRequest."""
     try:
         return _decode(body)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"Invalid request body: {error}.") from error
-    except RecursionError as error:
-        raise InvalidRequest("The request body is nested too deeply.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"The request body is not valid JSON: {error}.") from error
+    except BadJson as error:
+        what = "Invalid request body" if error.wrong_type else "The request body is not valid JSON"
+        raise InvalidRequest(f"{what}: {error}.") from error
 
 
 def _asking_for_usage(body: bytes, *, replace: bool) -> bytes:

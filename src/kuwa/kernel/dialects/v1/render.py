@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import msgspec
-
-from kuwa.kernel.refusals import Usage
 from kuwa.wire import form as form_wire
 from kuwa.wire import sse
 from kuwa.wire.errors import BadUpstream, ContextLengthExceeded, KuwaError, RequestCancelled
+from kuwa.wire.json import BadJson
+from kuwa.wire.openai import Usage, decode_chunk
 
 TEXT = b"text/plain; charset=utf-8"
 
@@ -25,21 +24,6 @@ class V1Errors:
         return b"" if isinstance(error, RequestCancelled) else form_wire.ERROR_TEXT.encode()
 
 
-class _Delta(msgspec.Struct):
-    content: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta = msgspec.field(default_factory=_Delta)
-
-
-class _Event(msgspec.Struct):
-    choices: list[_Choice] = []
-
-
-_decode_event = msgspec.json.Decoder(_Event).decode
-
-
 class TextRenderer(V1Errors):
     """OpenAI chat events as raw text."""
 
@@ -49,14 +33,12 @@ class TextRenderer(V1Errors):
         self._reader = sse.SseReader()
 
     def events(self, events: bytes) -> bytes:
-        text: list[str] = []
         try:
-            for event in self._reader.feed(events):
-                if event.data != sse.DONE:
-                    text += [choice.delta.content or "" for choice in _decode_event(event.data).choices]
-        except (msgspec.MsgspecError, sse.EventTooLong) as error:
+            datas = [event.data for event in self._reader.feed(events)]
+            texts = [decode_chunk(data).text for data in datas if data.strip() != sse.DONE]
+        except (BadJson, sse.EventTooLong) as error:
             raise BadUpstream(f"The executor's stream cannot be read: {error}.") from error
-        return "".join(text).encode("utf-8", "surrogatepass")
+        return "".join(texts).encode()
 
     def finish(self, usage: Usage | None) -> bytes:
         del usage

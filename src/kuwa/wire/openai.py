@@ -1,0 +1,260 @@
+"""The messages of the OpenAI dialect, and how leniently they are read. Pure; for kernel, client and executors.
+
+Servers differ in what they send where nothing is to be said. Decided here, once for all: null means absent, a finish
+reason that is empty or spells null is none, a content made of parts is the text of its parts, and a token count that
+is not a whole number within reason is unknown. Anything else of the wrong type is BadJson.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from kuwa.wire.json import Fields, decoder, fields_in, is_list
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+MAX_COUNT = 2**53
+"""Beyond it a number in JSON is not exact, and no count of tokens."""
+
+_REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+}
+_EMPTY = (b"", b'""', b"null", b"[]", b"{}")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+# ---- values ------------------------------------------------------------------------------------------------
+
+
+def count_of(value: object) -> int | None:
+    """A count of tokens, or None where it is unknown. `3.0` is 3."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_COUNT:
+        return None
+    return int(value) if value == int(value) else None
+
+
+def reason_of(value: object) -> str | None:
+    """Why a choice ended, or None where it goes on."""
+    return value if isinstance(value, str) and value not in ("", "null") else None
+
+
+def known_reason(reason: str) -> FinishReason:
+    """A reason as OpenAI names it; those that only one server knows (`eos`) are ordinary ends."""
+    return _REASONS.get(reason, "stop")
+
+
+def parts_of(content: object) -> list[Fields]:
+    """The parts of a content, in their order: a text is one part, and what is not an object is an empty one."""
+    if isinstance(content, str):
+        return [_text_part(content)]
+    if not is_list(content):
+        return []
+    return [_text_part(part) if isinstance(part, str) else fields_in(part) for part in content]
+
+
+def text_of(content: object) -> str:
+    """The text of a content: text, null, or a list of parts, of which images and the like are left out."""
+    if isinstance(content, str):
+        return content
+    return "".join(map(_text_in, parts_of(content)))
+
+
+def _text_part(text: str) -> Fields:
+    return {"type": "text", "text": text}
+
+
+def _text_in(part: Fields) -> str:
+    kind = part.get("type")
+    text = part.get("refusal") if kind == "refusal" else part.get("text") if kind in _TEXT_PARTS else None
+    return text if isinstance(text, str) else ""
+
+
+# ---- what stands in every answer -----------------------------------------------------------------------------
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts of a whole request. `cached_tokens`: of the prompt, those that were computed before."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    @classmethod
+    def of(cls, value: object) -> Usage | None:
+        """The `usage` of an answer; None where it holds no count that can be known."""
+        fields = fields_in(value)
+        prompt, completion = count_of(fields.get("prompt_tokens")), count_of(fields.get("completion_tokens"))
+        if prompt is None and completion is None:
+            return None
+        cached = count_of(fields_in(fields.get("prompt_tokens_details")).get("cached_tokens"))
+        return cls(prompt or 0, completion or 0, cached or 0)
+
+    def fields(self) -> Fields:
+        """The `usage` of an answer."""
+        fields: Fields = {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+        if self.cached_tokens:
+            fields["prompt_tokens_details"] = {"cached_tokens": self.cached_tokens}
+        return fields
+
+
+class Error(msgspec.Struct, frozen=True):
+    """The error object of an answer or an event."""
+
+    message: str = ""
+    type: str = ""
+    param: str | None = None
+    code: str = ""
+
+    @classmethod
+    def of(cls, value: object) -> Error | None:
+        """What stands under `error`: an object, or with some servers a text. None where that is nothing."""
+        if isinstance(value, str):
+            return cls(value) if value else None
+        fields = fields_in(value)
+        if not fields:
+            return None
+        message, kind, param, code = (fields.get(name) for name in ("message", "type", "param", "code"))
+        return cls(
+            message if isinstance(message, str) else "",
+            kind if isinstance(kind, str) else "",
+            param if isinstance(param, str) else None,
+            str(code) if isinstance(code, str | int) else "",
+        )
+
+
+class Message(msgspec.Struct, frozen=True):
+    """What an event or a whole answer may hold beside its choices."""
+
+    counts: Any = msgspec.field(default=None, name="usage")
+    fault: Any = msgspec.field(default=None, name="error")
+
+    @property
+    def usage(self) -> Usage | None:
+        return Usage.of(self.counts) if self.counts is not None else None
+
+    @property
+    def error(self) -> Error | None:
+        return Error.of(self.fault) if self.fault is not None else None
+
+
+# ---- events, read in full --------------------------------------------------------------------------------------
+
+
+class FunctionDelta(msgspec.Struct, frozen=True):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CallDelta(msgspec.Struct, frozen=True):
+    """A piece of a tool call: `id` and the function's name come with the first piece of each `index`."""
+
+    index: int | None = None
+    id: str | None = None
+    function: FunctionDelta | None = None
+
+
+class Delta(msgspec.Struct, frozen=True):
+    content: str | list[Any] | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[CallDelta] | None = None
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """Of a chat the text is in `delta`, of a plain completion in `text`: `said` is either."""
+
+    index: int | None = None
+    delta: Delta | None = None
+    text: str | None = None
+    finish_reason: Any = None
+    logprobs: Any = None
+
+    @property
+    def said(self) -> str:
+        content = self.delta.content if self.delta is not None else None
+        return content if isinstance(content, str) and content else text_of(content) or self.text or ""
+
+    @property
+    def ended(self) -> str | None:
+        return reason_of(self.finish_reason)
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """A piece of an answer. `finish_reason` comes once, `usage` last of all where the executor counts."""
+
+    text: str = ""
+    reasoning: str = ""
+    finish_reason: str = ""
+    usage: Usage | None = None
+
+
+class Chunk(Message, frozen=True):
+    """An event of a stream, with all that this project understands of it."""
+
+    choices: list[Choice] | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join([choice.said for choice in self.choices or ()])
+
+    def pieces(self) -> list[Piece]:
+        """What it says, choice by choice, and the token counts at the end."""
+        found = [
+            Piece(choice.said, (choice.delta and choice.delta.reasoning_content) or "", choice.ended or "")
+            for choice in self.choices or ()
+        ]
+        usage = self.usage
+        return [*found, Piece(usage=usage)] if usage is not None else found
+
+
+decode_chunk = decoder(Chunk)
+
+
+# ---- events, looked into on their way through --------------------------------------------------------------------
+
+
+class ChoiceOutline(msgspec.Struct, gc=False):
+    delta: dict[str, msgspec.Raw] | None = None
+    text: Any = None
+    finish_reason: Any = None
+
+
+class Outline(Message, frozen=True):
+    """What has to be known of an event, or of a whole answer, that passes unread otherwise."""
+
+    choices: list[ChoiceOutline] | None = None
+
+    @property
+    def only_counts(self) -> bool:
+        """Whether it is the event at a stream's end that brings the token counts and nothing else."""
+        return self.counts is not None and not self.choices
+
+    @property
+    def has_content(self) -> bool:
+        """Whether it carries more than the role."""
+        return any(
+            choice.text
+            or reason_of(choice.finish_reason)
+            or any(bytes(value) not in _EMPTY for name, value in (choice.delta or {}).items() if name != "role")
+            for choice in self.choices or ()
+        )
+
+    @property
+    def finishes(self) -> bool:
+        return any(reason_of(choice.finish_reason) for choice in self.choices or ())
+
+
+decode_outline = decoder(Outline)
+
+
+decode_whole = decoder(Message)
+"""A whole answer, of which nothing but its token counts has to be known."""
