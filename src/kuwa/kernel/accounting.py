@@ -64,11 +64,7 @@ class Ledger:
             ended = {"ok": "resumed", "cancelled": "cancelled"}
             self._metrics.resumes[ended.get(outcome.label, "failed")] += 1
         usage = outcome.usage
-        if (
-            not ok
-            or usage is None
-            or not tally.add_tokens(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-        ):
+        if not ok or usage is None or not tally.add_tokens(usage.prompt_tokens, usage.completion_tokens, usage.cached):
             self._await_usage(outcome.request_id, tally)
 
     def not_resumable(self) -> None:

@@ -322,8 +322,8 @@ class EventRelay(Relay, kw_only=True):
                     raise PassedOn.of(502, data) or BadUpstream(f"The replica failed: {data[:500]!r}")
                 content = content or event.has_content
                 self.finished = self.finished or event.finishes
-                if event.counts is not None:
-                    self.usage = event.usage or self.usage
+                if event.usage is not None:
+                    self.usage = event.usage
                     if event.only_counts and not self.include_usage:
                         continue
             elif not self.begun:

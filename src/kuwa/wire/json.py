@@ -37,17 +37,33 @@ class BadJson(ValueError):
         return bad
 
 
+Mend = Callable[[Fields], None]
+"""Puts right in an object what is meant well and has the wrong type."""
+
+
 @overload
-def decoder(kind: type[T]) -> Callable[[bytes | str], T]: ...
+def decoder(kind: type[T], mend: Mend | None = None) -> Callable[[bytes | str], T]: ...
 @overload
-def decoder(kind: Any) -> Callable[[bytes | str], Any]: ...
-def decoder(kind: Any) -> Callable[[bytes | str], Any]:
-    """A function that decodes `kind` and raises BadJson. Made once, for what is decoded often."""
+def decoder(kind: Any, mend: Mend | None = None) -> Callable[[bytes | str], Any]: ...
+def decoder(kind: Any, mend: Mend | None = None) -> Callable[[bytes | str], Any]:
+    """A function that decodes `kind` and raises BadJson. Made once, for what is decoded often.
+
+    An object that does not have the type is given to `mend` and tried once more: what is sent as it should be costs
+    nothing more for it.
+    """
     bare = msgspec.json.Decoder(kind).decode
 
     def decode_kind(data: bytes | str) -> Any:
         try:
             return bare(data)
+        except (ValueError, RecursionError) as error:
+            bad = BadJson.of(error)
+            if mend is None or not bad.wrong_type:
+                raise bad from error
+        fields = decode(data, Fields)
+        mend(fields)
+        try:
+            return bare(msgspec.json.encode(fields))
         except (ValueError, RecursionError) as error:
             raise BadJson.of(error) from error
 

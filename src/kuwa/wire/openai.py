@@ -7,11 +7,11 @@ is not a whole number within reason is unknown. Anything else of the wrong type 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from kuwa.wire.json import Fields, decoder, fields_in, is_list
+from kuwa.wire.json import Fields, decoder, fields_in, is_list, items_in
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
@@ -25,6 +25,7 @@ _REASONS: dict[str, FinishReason] = {
     "function_call": "tool_calls",
     "content_filter": "content_filter",
 }
+_NO_REASON = ("", "null")
 _EMPTY = (b"", b'""', b"null", b"[]", b"{}")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -34,14 +35,14 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 
 def count_of(value: object) -> int | None:
     """A count of tokens, or None where it is unknown. `3.0` is 3."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_COUNT:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_COUNT:
         return None
     return int(value) if value == int(value) else None
 
 
 def reason_of(value: object) -> str | None:
     """Why a choice ended, or None where it goes on."""
-    return value if isinstance(value, str) and value not in ("", "null") else None
+    return value if isinstance(value, str) and value not in _NO_REASON else None
 
 
 def known_reason(reason: str) -> FinishReason:
@@ -78,12 +79,21 @@ def _text_in(part: Fields) -> str:
 # ---- what stands in every answer -----------------------------------------------------------------------------
 
 
-class Usage(msgspec.Struct, frozen=True):
-    """Token counts of a whole request. `cached_tokens`: of the prompt, those that were computed before."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
+
+class PromptDetails(msgspec.Struct, frozen=True, gc=False):
+    cached_tokens: Count | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Token counts of a whole request. `cached`: of the prompt, those that were computed before; servers say it in
+    one of two places."""
+
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    cached_tokens: Count = 0
+    prompt_tokens_details: PromptDetails | None = None
 
     @classmethod
     def of(cls, value: object) -> Usage | None:
@@ -92,8 +102,14 @@ class Usage(msgspec.Struct, frozen=True):
         prompt, completion = count_of(fields.get("prompt_tokens")), count_of(fields.get("completion_tokens"))
         if prompt is None and completion is None:
             return None
-        cached = count_of(fields_in(fields.get("prompt_tokens_details")).get("cached_tokens"))
+        details = fields_in(fields.get("prompt_tokens_details"))
+        cached = count_of(details.get("cached_tokens")) or count_of(fields.get("cached_tokens"))
         return cls(prompt or 0, completion or 0, cached or 0)
+
+    @property
+    def cached(self) -> int:
+        details = self.prompt_tokens_details
+        return (details.cached_tokens or 0) if details is not None else self.cached_tokens
 
     def fields(self) -> Fields:
         """The `usage` of an answer."""
@@ -102,8 +118,8 @@ class Usage(msgspec.Struct, frozen=True):
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
         }
-        if self.cached_tokens:
-            fields["prompt_tokens_details"] = {"cached_tokens": self.cached_tokens}
+        if self.cached:
+            fields["prompt_tokens_details"] = {"cached_tokens": self.cached}
         return fields
 
 
@@ -135,16 +151,23 @@ class Error(msgspec.Struct, frozen=True):
 class Message(msgspec.Struct, frozen=True):
     """What an event or a whole answer may hold beside its choices."""
 
-    counts: Any = msgspec.field(default=None, name="usage")
+    usage: Usage | None = None
     fault: Any = msgspec.field(default=None, name="error")
-
-    @property
-    def usage(self) -> Usage | None:
-        return Usage.of(self.counts) if self.counts is not None else None
 
     @property
     def error(self) -> Error | None:
         return Error.of(self.fault) if self.fault is not None else None
+
+
+def _mend(message: Fields) -> None:
+    """Counts and reasons that are not what they should be are unknown; nothing hangs on them."""
+    message["usage"] = Usage.of(message.get("usage"))
+    for choice in map(fields_in, items_in(message.get("choices"))):
+        choice["finish_reason"] = reason_of(choice.get("finish_reason"))
+
+
+decode_whole = decoder(Message, _mend)
+"""A whole answer, of which nothing but its token counts has to be known."""
 
 
 # ---- events, read in full --------------------------------------------------------------------------------------
@@ -175,7 +198,7 @@ class Choice(msgspec.Struct, frozen=True):
     index: int | None = None
     delta: Delta | None = None
     text: str | None = None
-    finish_reason: Any = None
+    finish_reason: str | None = None
     logprobs: Any = None
 
     @property
@@ -212,11 +235,10 @@ class Chunk(Message, frozen=True):
             Piece(choice.said, (choice.delta and choice.delta.reasoning_content) or "", choice.ended or "")
             for choice in self.choices or ()
         ]
-        usage = self.usage
-        return [*found, Piece(usage=usage)] if usage is not None else found
+        return [*found, Piece(usage=self.usage)] if self.usage is not None else found
 
 
-decode_chunk = decoder(Chunk)
+decode_chunk = decoder(Chunk, _mend)
 
 
 # ---- events, looked into on their way through --------------------------------------------------------------------
@@ -224,8 +246,12 @@ decode_chunk = decoder(Chunk)
 
 class ChoiceOutline(msgspec.Struct, gc=False):
     delta: dict[str, msgspec.Raw] | None = None
-    text: Any = None
-    finish_reason: Any = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.finish_reason is not None and self.finish_reason not in _NO_REASON
 
 
 class Outline(Message, frozen=True):
@@ -236,25 +262,25 @@ class Outline(Message, frozen=True):
     @property
     def only_counts(self) -> bool:
         """Whether it is the event at a stream's end that brings the token counts and nothing else."""
-        return self.counts is not None and not self.choices
+        return self.usage is not None and not self.choices
 
     @property
     def has_content(self) -> bool:
         """Whether it carries more than the role."""
-        return any(
-            choice.text
-            or reason_of(choice.finish_reason)
-            or any(bytes(value) not in _EMPTY for name, value in (choice.delta or {}).items() if name != "role")
-            for choice in self.choices or ()
-        )
+        for choice in self.choices or ():
+            if choice.text or choice.ended:
+                return True
+            for name, value in choice.delta.items() if choice.delta else ():
+                if name != "role" and bytes(value) not in _EMPTY:
+                    return True
+        return False
 
     @property
     def finishes(self) -> bool:
-        return any(reason_of(choice.finish_reason) for choice in self.choices or ())
+        for choice in self.choices or ():  # noqa: SIM110 - a generator costs more than the one choice there is
+            if choice.ended:
+                return True
+        return False
 
 
-decode_outline = decoder(Outline)
-
-
-decode_whole = decoder(Message)
-"""A whole answer, of which nothing but its token counts has to be known."""
+decode_outline = decoder(Outline, _mend)
