@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -19,16 +19,15 @@ from kuwa.executor.intake import include_usage, stop_strings
 from kuwa.executor.prompt import text_of
 from kuwa.executor.request import Request
 from kuwa.executor.stop import StopCutter
-from kuwa.wire import resume, sse
+from kuwa.wire import openai, resume, sse
 from kuwa.wire.errors import BadUpstream
-
-Fields = dict[str, Any]
+from kuwa.wire.json import FAULTS, Fields, bare_decoder, decoder, fields_in, is_list, is_object, items_in
 
 _TOKENS_PER_MESSAGE = 3
 _CHARACTERS_PER_TOKEN = 4
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Fields).decode
-_decode_text = msgspec.json.Decoder(str).decode
+_decode = decoder(Fields)
+_decode_text = bare_decoder(str)  # for each chunk
 # A text in a raw event. Inside another text its quotation marks would be escaped.
 _TEXT = re.compile(rb'"(?:content|text)": ?("(?:[^"\\]|\\.)*")')
 _PLACEHOLDER = "<the text of the event>"
@@ -73,7 +72,7 @@ class Answer:
             case ToolCallDelta():
                 return self._with_ids(self._tool_call(chunk))
             case Usage():
-                self.usage = _usage_fields(chunk)
+                self.usage = chunk.fields()
                 return b""
             case Finish(reason, choice):
                 self._reasons.setdefault(choice, reason)
@@ -194,21 +193,19 @@ class Answer:
             return b"".join(map(self._event_read, as_events(_decode(data))))
 
     def _event_read(self, event: Fields) -> bytes:
-        if event.get("usage"):
-            self.usage = event["usage"]
-        choices = cast("list[Fields]", event.get("choices") or [])
-        out = b"".join(self._raw_choice(choice) for choice in choices)
+        self.usage = _counted(event) or self.usage
+        out = b"".join(map(self._raw_choice, openai.choices_in(event)))
         self._keep({k: v for k, v in event.items() if k not in _EVENT_FIELDS})
         return out
 
     def _raw_choice(self, fields: Fields) -> bytes:
         choice, delta, beside = _split_choice(fields)
-        reason = beside.pop("finish_reason", None)
+        reason = openai.reason_of(fields.get("finish_reason"))
         if reason is not None:
-            self._reasons.setdefault(choice, str(reason))
+            self._reasons.setdefault(choice, reason)
         if not beside and not any(delta.values()):
             return b""
-        self._count(str(delta.get("content") or ""))
+        self._count(delta.get("content") or "")
         return self._emit(choice, delta, beside)
 
 
@@ -216,7 +213,7 @@ class Answer:
 def _read_as(what: str) -> Generator[None]:
     try:
         yield
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError, AttributeError, ValueError) as error:
+    except FAULTS as error:
         raise BadUpstream(f"The model behind this executor sent {what} that cannot be read.") from error
 
 
@@ -224,36 +221,42 @@ def as_events(whole: Fields) -> list[Fields]:
     """A whole answer as the events of a stream: one for each choice, and one for the usage."""
     top = {name: value for name, value in whole.items() if name not in ("choices", "usage")}
     events: list[Fields] = []
-    for given in cast("list[Fields]", whole.get("choices") or []):
+    for given in openai.choices_in(whole):
         choice = dict(given)
         if "message" in choice:
-            choice["delta"] = _delta_of(choice.pop("message"))
+            choice["delta"] = _delta_of(fields_in(choice.pop("message")))
         events.append({**top, "choices": [choice]})
-    if whole.get("usage"):
-        events.append({**top, "choices": [], "usage": whole["usage"]})
+    if usage := _counted(whole):
+        events.append({**top, "choices": [], "usage": usage})
     return events
 
 
 def _delta_of(message: Fields) -> Fields:
     """A message as the one delta that makes it. Calls of tools are numbered in streams only."""
     delta = {name: value for name, value in message.items() if value is not None}
-    if calls := cast("list[Fields]", delta.get("tool_calls")):
-        delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
+    if calls := items_in(delta.get("tool_calls")):
+        delta["tool_calls"] = [{"index": index, **fields_in(call)} for index, call in enumerate(calls)]
     return delta
 
 
 def _split_choice(fields: Fields) -> tuple[int, Fields, Fields]:
-    """A raw choice as its index, its delta, and what stands beside it."""
-    delta = dict(cast("Fields", fields.get("delta") or {}))
+    """A raw choice as its index, its delta, and what stands beside it, but for its finish."""
+    delta = dict(fields_in(fields.get("delta")))
     delta.pop("role", None)
-    if "text" in fields:
-        delta["content"] = fields["text"]
-    beside = {k: v for k, v in fields.items() if k not in ("index", "delta", "text") and v is not None}
-    if not beside.get("finish_reason"):
-        beside.pop("finish_reason", None)  # some servers say "" until they have one
-    return int(fields.get("index") or 0), delta, beside
+    content = fields.get("text") if "text" in fields else delta.get("content")
+    if content is not None or "text" in fields:
+        delta["content"] = openai.text_of(content)
+    beside = {k: v for k, v in fields.items() if k not in _CHOICE_FIELDS and v is not None}
+    return openai.count_of(fields.get("index")) or 0, delta, beside
 
 
+def _counted(message: Fields) -> Fields | None:
+    """The usage of a message, with all that a provider counts in it; None where it counts nothing."""
+    usage = fields_in(message.get("usage"))
+    return usage if openai.Usage.of(usage) is not None else None
+
+
+_CHOICE_FIELDS = ("index", "delta", "text", "finish_reason")
 _EVENT_FIELDS = ("id", "object", "created", "model", "choices", "usage", "error")
 
 
@@ -319,7 +322,7 @@ class Events(Answer):
         quoted = data[len(known.before) - 1 : 1 - len(known.after)]
         try:
             text = _decode_text(quoted)
-        except (msgspec.MsgspecError, UnicodeError):
+        except FAULTS:
             text = ""
         if not text:
             return self._raw_read(data)
@@ -338,11 +341,10 @@ class Events(Answer):
         if found is None or _TEXT.search(data, found.end()) is not None:
             return None
         event = _decode(data)
-        choices = cast("list[Fields]", event.get("choices") or [])
-        if len(choices) != 1 or event.get("usage") or choices[0].get("finish_reason"):
+        choices = openai.choices_in(event)
+        if len(choices) != 1 or event.get("usage") or openai.reason_of(choices[0].get("finish_reason")):
             return None
-        delta = cast("Fields", choices[0].get("delta") or {})
-        text = choices[0].get("text") if "text" in choices[0] else delta.get("content")
+        text = choices[0].get("text") if "text" in choices[0] else fields_in(choices[0].get("delta")).get("content")
         if not text or text != _decode_text(found[1]):
             return None
         # The same event without its text is what ours is made of.
@@ -408,10 +410,10 @@ class Whole(Answer):
     def _raw_answer(self, data: bytes) -> bytes:
         with _read_as("an answer"):
             self._passed = answer = _decode(data)
-            self.usage = answer.get("usage") or self.usage
-            for choice in cast("list[Fields]", answer.get("choices") or []):
-                message = cast("Fields", choice.get("message") or {})
-                self._count(str(message.get("content") or choice.get("text") or ""))
+            self.usage = _counted(answer) or self.usage
+            for choice in openai.choices_in(answer):
+                message = fields_in(choice.get("message"))
+                self._count(openai.text_of(message.get("content")) or openai.text_of(choice.get("text")))
         return b""
 
     def _keep(self, top: Fields) -> None:
@@ -424,7 +426,7 @@ class Whole(Answer):
     def _emit(self, choice: int, delta: Fields, beside: Fields) -> bytes:
         content = delta.pop("content", None)
         if content:
-            self._emit_text(str(content), choice)
+            self._emit_text(content, choice)
         _merge(self._messages.setdefault(choice, {}), delta)
         _merge(self._beside.setdefault(choice, {}), beside)
         return b""
@@ -447,8 +449,8 @@ class Whole(Answer):
     def _chat_choice(self, index: int) -> Fields:
         message = self._messages.get(index, {})
         text = "".join(self._texts.get(index, []))
-        calls = cast("list[Fields]", message.get("tool_calls") or [])
-        for call in calls:
+        calls = items_in(message.get("tool_calls"))
+        for call in map(fields_in, calls):
             call.pop("index", None)
         content = clean(text) if text or not calls else None
         return {
@@ -476,7 +478,7 @@ class RawText(Answer):
         return clean(text).encode() if choice == 0 else b""
 
     def _emit(self, choice: int, delta: Fields, beside: Fields) -> bytes:
-        return self._emit_text(str(delta.get("content") or ""), choice)
+        return self._emit_text(delta.get("content") or "", choice)
 
     def _close(self) -> bytes:
         return b""
@@ -511,17 +513,6 @@ def _wide(text: str) -> int:
     return (len(text.encode("utf-8", "surrogatepass")) - len(text)) // 2
 
 
-def _usage_fields(usage: Usage) -> Fields:
-    fields: Fields = {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
-    if usage.cached_tokens:
-        fields["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
-    return fields
-
-
 def _call_id(request_id: str, choice: int, index: int) -> str:
     """The id of a tool call that the executor gave none: the same each time the request is computed."""
     return "call_" + hashlib.sha256(f"{request_id}/{choice}/{index}".encode()).hexdigest()[:24]
@@ -533,27 +524,27 @@ def _merge(into: Fields, delta: Fields) -> None:
         had = into.get(name)
         if isinstance(value, str) and isinstance(had, str) and name not in ("id", "type"):
             into[name] = had + value
-        elif isinstance(value, list):
-            into[name] = _merge_list(cast("list[Any]", had or []), cast("list[Any]", value))
-        elif isinstance(value, dict) and isinstance(had, dict):
-            _merge(cast("Fields", had), cast("Fields", value))
+        elif is_list(value):
+            into[name] = _merge_list(items_in(had), value)
+        elif is_object(value) and is_object(had):
+            _merge(had, value)
         elif value is not None:
             into[name] = value
 
 
 def _merge_list(had: list[Any], pieces: list[Any]) -> list[Any]:
-    numbered = {fields["index"]: fields for item in had if "index" in (fields := _fields(item))}
+    numbered = {number: fields for fields in map(fields_in, had) if (number := _number(fields)) is not None}
     for piece in pieces:
-        fields = _fields(piece)
-        known = numbered.get(fields.get("index"))
-        if known is not None:
-            _merge(known, fields)
-            continue
-        had.append(piece)
-        if "index" in fields:
-            numbered[fields["index"]] = fields  # two pieces of one thing may come in one delta
+        fields = fields_in(piece)
+        number = _number(fields)
+        if number is None or number not in numbered:
+            had.append(piece)
+            if number is not None:
+                numbered[number] = fields  # two pieces of one thing may come in one delta
+        else:
+            _merge(numbered[number], fields)
     return had
 
 
-def _fields(item: Any) -> Fields:
-    return cast("Fields", item) if isinstance(item, dict) else {}
+def _number(piece: Fields) -> int | None:
+    return openai.count_of(piece.get("index"))

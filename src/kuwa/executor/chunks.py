@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import msgspec
 
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+from kuwa.wire.openai import FinishReason, Usage
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -37,14 +36,6 @@ class ToolCallDelta(msgspec.Struct, frozen=True):
     name: str = ""
     arguments: str = ""
     choice: int = 0
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """Token counts of the whole request. The last one yielded counts."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int = 0
 
 
 class Finish(msgspec.Struct, frozen=True):

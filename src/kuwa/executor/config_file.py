@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
-
-import msgspec
+from typing import Any
 
 from kuwa.executor.arguments import UsageError
+from kuwa.wire.json import BadJson, decode, is_object
 
 
 def read_config(path: str | Path | None) -> dict[str, Any]:
@@ -24,15 +23,15 @@ def read_config(path: str | Path | None) -> dict[str, Any]:
     content = _json(path, data) if str(path).lower().endswith(".json") else _yaml(path, data)
     if content is None:
         return {}
-    if not isinstance(content, dict):
+    if not is_object(content):
         raise UsageError(f"the generation config {path} holds no options; write lines such as temperature: 0.2")
-    return {str(key): value for key, value in cast("dict[Any, Any]", content).items()}
+    return {str(key): value for key, value in content.items()}
 
 
 def _json(path: str | Path, data: bytes) -> Any:
     try:
-        return msgspec.json.decode(data) if data.strip() else None
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        return decode(data) if data.strip() else None
+    except BadJson as error:
         raise UsageError(f"the generation config {path} is no JSON: {error}") from error
 
 

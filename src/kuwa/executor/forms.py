@@ -7,11 +7,12 @@ Pure; `tools` and the executors that compile forms call it before their engine s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from kuwa.wire.errors import InvalidRequest
+from kuwa.wire.json import is_object, items_in
 
 MOST_NESTED = 64
 """Levels of a schema."""
@@ -21,9 +22,9 @@ MOST_CHARACTERS = 256 * 1024
 
 def check_schema(schema: Any, param: str) -> None:
     """Raises InvalidRequest for a schema that is not an object or is beyond the bounds."""
-    if not isinstance(schema, dict):
+    if not is_object(schema):
         raise InvalidRequest(f"{param}: the schema must be a JSON object.", param=param)
-    if sum(1 for _ in levels(cast("object", schema))) > MOST_NESTED:
+    if sum(1 for _ in levels(schema)) > MOST_NESTED:
         raise InvalidRequest(f"{param}: the schema is nested deeper than {MOST_NESTED} levels.", param=param)
     check_length(msgspec.json.encode(schema), param, "the schema")
 
@@ -41,7 +42,5 @@ def levels(value: object) -> Iterator[list[Any]]:
         level = [item for one in level for item in _items(one)]
 
 
-def _items(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(cast("dict[str, Any]", value).values())
-    return cast("list[Any]", value) if isinstance(value, list) else []
+def _items(value: object) -> list[Any]:
+    return list(value.values()) if is_object(value) else items_in(value)

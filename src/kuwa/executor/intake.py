@@ -8,7 +8,7 @@ too, unless the executor passes the body on to a server that judges them itself.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -17,6 +17,7 @@ from kuwa.executor.modelfile import Modelfile
 from kuwa.executor.prompt import apply_modelfile
 from kuwa.executor.request import EmbedRequest, Kind, Request, RerankRequest
 from kuwa.executor.tools import checked_calls, checked_tools, without_nulls
+from kuwa.wire import json
 from kuwa.wire.errors import InvalidRequest, ModelNotFound, Unsupported
 from kuwa.wire.form import parse_history
 from kuwa.wire.resume import ResumeRequest
@@ -268,8 +269,8 @@ class Intake:
         if role not in _ROLES:
             raise InvalidRequest(f"{where}.role must be one of {', '.join(_ROLES)}.", param=f"{where}.role")
         content = message.get("content")
-        if isinstance(content, list):
-            content = self._parts(cast("list[Any]", content), where)
+        if json.is_list(content):
+            content = self._parts(content, where)
         elif content is None:
             if role != "assistant":
                 raise InvalidRequest(f"{where}.content is missing.", param=f"{where}.content")
@@ -283,7 +284,7 @@ class Intake:
         texts: list[str] = []
         for index, part in enumerate(parts):
             here = f"{where}.content[{index}]"
-            fields = cast("Body", part) if isinstance(part, dict) else {}
+            fields = json.fields_in(part)
             kind = fields.get("type")
             if kind in ("text", "refusal"):
                 text = fields.get(kind)
@@ -294,13 +295,13 @@ class Intake:
                 self._need(_PART_NEEDS[kind], True, f"take {_PART_NEEDS[kind]}", here)
             else:
                 raise InvalidRequest(f"{here} is no content part: its type is {kind!r}.", param=here)
-        return "".join(texts) if len(texts) == len(parts) else cast("list[Body]", parts)
+        return "".join(texts) if len(texts) == len(parts) else parts
 
 
 def stop_strings(request: Request) -> list[str]:
     """The request's stop strings, whatever wire they came by. An empty one, which every text holds, stops nothing."""
     stop = request.parameters.get("stop")
-    given = cast("list[Any]", stop) if isinstance(stop, list) else [stop] if isinstance(stop, str) else []
+    given = [stop] if isinstance(stop, str) else json.items_in(stop)
     return [str(item) for item in given if item != ""]
 
 
@@ -318,8 +319,7 @@ def _known_fields(message: Body, where: str) -> Body:
 
 def include_usage(request: Request) -> bool:
     """Whether a stream is to close with its token counts."""
-    options = cast("Body", request.body.get("stream_options") or {})
-    return bool(options.get("include_usage"))
+    return bool(json.fields_in(request.body.get("stream_options")).get("include_usage"))
 
 
 def _check_stream_options(fields: _Sampling) -> None:
@@ -329,14 +329,12 @@ def _check_stream_options(fields: _Sampling) -> None:
 
 def _decode(data: bytes) -> Body:
     try:
-        body = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, UnicodeError) as error:
-        raise InvalidRequest(f"The request body is no JSON: {error}.") from error
-    except RecursionError as error:
-        raise InvalidRequest("The request body is nested too deeply.") from error
-    if not isinstance(body, dict):
+        body: object = json.decode(data)
+    except json.BadJson as error:
+        raise InvalidRequest(f"The request body is not valid JSON: {error}.") from error
+    if not json.is_object(body):
         raise InvalidRequest("The request body must be a JSON object.")
-    return cast("Body", body)
+    return body
 
 
 T = TypeVar("T")

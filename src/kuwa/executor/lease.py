@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-import msgspec
-
 from kuwa.executor.arguments import Settings
 from kuwa.wire.form import encode_form
+from kuwa.wire.json import BadJson
 from kuwa.wire.lease import RENEW_S, Lease, Registration, decode_lease, encode
+from kuwa.wire.openai import decode_whole
 
 TIMEOUT_S = 5.0
 RETRY_FIRST_S = 0.25
@@ -67,9 +67,10 @@ def judge(status: int, body: bytes, settings: Settings) -> Verdict:
 def _message(body: bytes) -> str:
     """The message of an OpenAI-shaped error, or nothing."""
     try:
-        return str(msgspec.json.decode(body)["error"]["message"])
-    except (msgspec.MsgspecError, UnicodeError, KeyError, TypeError):
+        error = decode_whole(body).error
+    except BadJson:
         return ""
+    return error.message if error is not None else ""
 
 
 class LeaseLoop:

@@ -16,11 +16,12 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import Any, Literal, cast
+from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 
 from kuwa.executor.prompt import Message
 from kuwa.wire.errors import InvalidRequest, KuwaError, Unsupported
+from kuwa.wire.openai import parts_of, url_of
 
 MOST_IMAGES = 32
 MOST_BYTES = 20 * 1024 * 1024
@@ -52,18 +53,16 @@ def image_parts(messages: Sequence[Message]) -> list[ImagePart]:
     """The images of a conversation, in their order. Raises InvalidRequest for one without a URL."""
     found: list[ImagePart] = []
     for index, message in enumerate(messages):
-        content = message.get("content")
-        for number, part in enumerate(cast("list[Any]", content) if isinstance(content, list) else []):
-            if isinstance(part, dict) and cast("Message", part).get("type") == "image_url":
-                found.append(_image_part(cast("Message", part), f"messages[{index}].content[{number}]"))
+        for number, part in enumerate(parts_of(message.get("content"))):
+            if part.get("type") == "image_url":
+                found.append(_image_part(part, f"messages[{index}].content[{number}]"))
     if len(found) > MOST_IMAGES:
         raise InvalidRequest(f"The request has {len(found)} images; at most {MOST_IMAGES} are taken.", param="messages")
     return found
 
 
 def _image_part(part: Message, where: str) -> ImagePart:
-    image = part.get("image_url")
-    url = cast("Message", image).get("url") if isinstance(image, dict) else image
+    url = url_of(part, "image_url")
     if not isinstance(url, str) or not url:
         raise InvalidRequest(f"{where} is an image without a URL.", param=where)
     return ImagePart(where, url)

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from kuwa.wire.errors import InvalidRequest
+from kuwa.wire.json import BadJson, decoder
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -44,7 +45,7 @@ class Command(msgspec.Struct, frozen=True):
     args: Value | None = None
 
 
-_decode_commands = msgspec.json.Decoder(list[Command] | None).decode
+_decode_commands = decoder(list[Command] | None)
 
 
 @dataclass(slots=True)
@@ -119,7 +120,7 @@ def _commands(text: str) -> list[Command]:
         return []
     try:
         return _decode_commands(text) or []
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+    except BadJson as error:
         raise InvalidRequest(
             f"The Modelfile is no JSON list of commands {{name, args}}: {error}", param="modelfile"
         ) from error

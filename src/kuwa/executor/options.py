@@ -14,10 +14,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from kuwa.executor.arguments import UsageError
 from kuwa.wire.errors import InvalidRequest
+from kuwa.wire.json import is_list, is_object
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
@@ -78,8 +79,10 @@ def _fit(kind: type[Any], value: Any) -> Any:
         return value if isinstance(value, bool) else None
     if kind is list:
         return _texts(value)
-    if kind is dict or kind is str:
-        return cast("object", value) if isinstance(value, kind) else None
+    if kind is dict:
+        return value if is_object(value) else None
+    if kind is str:
+        return value if isinstance(value, str) else None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     if kind is float:
@@ -90,10 +93,7 @@ def _fit(kind: type[Any], value: Any) -> Any:
 def _texts(value: Any) -> list[str] | None:
     if isinstance(value, str):
         return [value]
-    if not isinstance(value, list):
-        return None
-    items = cast("list[Any]", value)
-    return items if all(isinstance(item, str) for item in items) else None
+    return value if is_list(value) and all(isinstance(item, str) for item in value) else None
 
 
 def _shown(value: Any) -> str:

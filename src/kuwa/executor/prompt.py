@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from kuwa.executor.modelfile import Modelfile
+from kuwa.wire import openai
+from kuwa.wire.json import is_list
 
 Message = dict[str, Any]
 
@@ -24,17 +26,7 @@ class UnknownTemplate(ValueError):
 
 def text_of(message: Message) -> str:
     """The text of a message whose content is text, null or a list of parts; what is no text is left out."""
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        return ""
-    parts = cast("list[Any]", content)
-    return "".join(_part_text(cast("dict[str, Any]", part)) for part in parts if isinstance(part, dict))
-
-
-def _part_text(part: dict[str, Any]) -> str:
-    return str(part.get("text") or "") if part.get("type") in ("text", "input_text") else ""
+    return openai.text_of(message.get("content"))
 
 
 def last_user_text(messages: Sequence[Message]) -> str:
@@ -59,10 +51,10 @@ def _wrap(history: list[Message], before: str, after: str) -> list[Message]:
     if last is None or not (before or after):
         return history
     content: Any = history[last].get("content")
-    if isinstance(content, list):
+    if is_list(content):
         wrapped: Any = [
             *([{"type": "text", "text": before}] if before else []),
-            *cast("list[Any]", content),
+            *content,
             *([{"type": "text", "text": after}] if after else []),
         ]
     else:

@@ -19,6 +19,7 @@ import msgspec
 
 from kuwa.executor.leash import die_with
 from kuwa.wire.errors import InvalidRequest
+from kuwa.wire.json import decode
 
 MOST_MEMORY = 512 * 1024 * 1024
 MOST_TEXT = 4 * 1024 * 1024
@@ -73,10 +74,10 @@ class Renderer:
                 process.stdin.write(msgspec.json.encode(job) + b"\n")
                 await process.stdin.drain()
                 line = await process.stdout.readline()
-            rendered = msgspec.json.decode(line, type=Rendered)
+            rendered = decode(line, Rendered)
         except TimeoutError as error:
             raise _refused(f"took more than {TIMEOUT_S:g} s") from error
-        except (msgspec.MsgspecError, ConnectionError, ValueError) as error:
+        except (ConnectionError, ValueError) as error:
             raise _refused("took more memory than it may") from error
         if rendered.error:
             raise _refused(f"failed: {rendered.error}")
@@ -108,7 +109,7 @@ def main(parent: int) -> None:
     _answer(Rendered())
     for line in sys.stdin.buffer:
         try:
-            job = msgspec.json.decode(line, type=Job)
+            job = decode(line, Job)
             text = environment.from_string(job.template).render(
                 messages=job.messages,
                 bos_token=job.bos_token,

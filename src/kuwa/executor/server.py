@@ -43,6 +43,7 @@ from kuwa.wire.errors import (
 )
 from kuwa.wire.lease import EndedRequest
 from kuwa.wire.names import PROVIDER_KEY_HEADER, RequestIds, echoable_request_id
+from kuwa.wire.openai import Usage
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -249,9 +250,7 @@ class ExecutorServer:
         if (counts := job.untold_counts()) is not None:
             self.untold.append(
                 EndedRequest(
-                    request_id=job.id,
-                    prompt_tokens=int(counts.get("prompt_tokens") or 0),
-                    completion_tokens=int(counts.get("completion_tokens") or 0),
+                    request_id=job.id, prompt_tokens=counts.prompt_tokens, completion_tokens=counts.completion_tokens
                 )
             )
         if not self._jobs:
@@ -352,11 +351,11 @@ class Job:
                 self._abort = asyncio.get_running_loop().create_task(self.server.compute.abort(self.request))
         self._task.cancel()
 
-    def untold_counts(self) -> dict[str, Any] | None:
+    def untold_counts(self) -> Usage | None:
         """What the request cost, where it was computed and its client was not told."""
         if self._answer is None or self._told or not self._from_kernel:
             return None
-        return self._answer.counts()
+        return Usage.of(self._answer.counts())
 
     async def ended(self) -> str:
         """Wait until the job has ended; what the executor's `abort` said."""
@@ -505,15 +504,15 @@ class Job:
         exchange.end()
 
     def _report(self, answer: Answer, now: float) -> None:
-        counts = answer.counts()
+        counts = Usage.of(answer.counts()) or Usage()
         seconds = now - self._began
         if self.server.figures is not None:
             self.server.figures.answered(
                 seconds=seconds,
                 first_s=(self._first or now) - self._began,
                 characters=answer.characters,
-                prompt_tokens=int(counts.get("prompt_tokens") or 0),
-                completion_tokens=int(counts.get("completion_tokens") or 0),
+                prompt_tokens=counts.prompt_tokens,
+                completion_tokens=counts.completion_tokens,
             )
         log.debug("request %s: %d characters in %.3f s", self.id, answer.characters, seconds)
 

@@ -21,6 +21,7 @@ from contextlib import suppress
 import msgspec
 
 from kuwa.wire.errors import EngineLost
+from kuwa.wire.json import BadJson, decoder
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Ready(msgspec.Struct, frozen=True):
     system: str = ""
 
 
-_decode_ready = msgspec.json.Decoder(Ready).decode
+_decode_ready = decoder(Ready)
 
 
 class Child:
@@ -127,7 +128,7 @@ class Child:
 
     async def _read_stdout(self) -> None:
         async for line in _lines(self._process.stdout):
-            with suppress(msgspec.MsgspecError):
+            with suppress(BadJson):
                 if not self._ready.done():
                     self._ready.set_result(_decode_ready(line))
 

@@ -7,11 +7,12 @@ Fields that are null count as absent, and empty arguments are `{}`, as many clie
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from kuwa.executor.forms import check_schema
+from kuwa.wire import json
 from kuwa.wire.errors import InvalidRequest
 
 Body = dict[str, Any]
@@ -24,9 +25,9 @@ def checked_tools(tools: list[Body]) -> list[Body]:
 
 def checked_calls(calls: Any, where: str) -> list[Body]:
     """The `tool_calls` of a message at `where`. Raises InvalidRequest that names the field."""
-    if not isinstance(calls, list):
+    if not json.is_list(calls):
         raise _refused(where, "a list of tool calls", calls)
-    return [_call(call, f"{where}[{index}]") for index, call in enumerate(cast("list[Any]", calls))]
+    return [_call(call, f"{where}[{index}]") for index, call in enumerate(calls)]
 
 
 def without_nulls(fields: Body) -> Body:
@@ -44,9 +45,9 @@ def _tool(tool: Body, where: str) -> Body:
 
 
 def _call(call: Any, where: str) -> Body:
-    if not isinstance(call, dict):
-        raise _refused(where, "a tool call", cast("object", call))
-    fields = without_nulls(cast("Body", call))
+    if not json.is_object(call):
+        raise _refused(where, "a tool call", call)
+    fields = without_nulls(call)
     if not isinstance(fields.get("id", ""), str):
         raise _refused(f"{where}.id", "text", fields["id"])
     function = _function(fields, where)
@@ -63,13 +64,13 @@ def _arguments(text: str, where: str) -> str:
     if not text.strip():
         return "{}"
     try:
-        value = msgspec.json.decode(text)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        value: object = json.decode(text)
+    except json.BadJson as error:
         raise InvalidRequest(
             f"{where} must hold a JSON object, and cannot be parsed: {error}. Leave out a call that was cut off.",
             param=where,
         ) from error
-    if not isinstance(value, dict):
+    if not json.is_object(value):
         raise _refused(where, "text that holds a JSON object", value)
     return text
 
@@ -82,10 +83,10 @@ def _function(holder: Body, where: str) -> Body:
             f"{where}.type is {str(kind)[:40]!r}; this model takes tools of the type function alone.",
             param=f"{where}.type",
         )
-    function = holder.get("function")
-    if not isinstance(function, dict):
+    function: object = holder.get("function")
+    if not json.is_object(function):
         raise _refused(f"{where}.function", 'an object such as {"name": …}', function)
-    fields = without_nulls(cast("Body", function))
+    fields = without_nulls(function)
     name = fields.get("name")
     if not isinstance(name, str) or not name:
         raise _refused(f"{where}.function.name", "the name of a function", name)

@@ -19,8 +19,8 @@ import msgspec
 from kuwa.http.framing import ChunkDecoder
 from kuwa.wire import resume, sse
 from kuwa.wire.errors import UpstreamLost
-from kuwa.wire.json import Fields, decoder, fields_in, is_list, is_object, items_in
-from kuwa.wire.openai import count_of, reason_of
+from kuwa.wire.json import Fields, decoder, fields_in, is_object, items_in
+from kuwa.wire.openai import choices_in, count_of, reason_of
 from kuwa.wire.sse import blocks_of, data_of
 
 MAX_JOURNAL_BYTES = 256 * 1024
@@ -164,7 +164,7 @@ class Replay:
     def _new_in(self, event: Fields) -> bytes:
         new = False
         kept: list[Fields] = []
-        for choice in _choices(event):
+        for choice in choices_in(event):
             index = choice.get("index", 0)
             delta = choice.get("delta")
             if is_object(delta):
@@ -227,7 +227,7 @@ class Replay:
 def _pieces(event: Fields) -> list[tuple[Key, str]]:
     """What an event says, in the order in which `Replay` looks for it."""
     found: list[tuple[Key, str]] = []
-    choices = _choices(event)
+    choices = choices_in(event)
     for choice in choices:
         index = choice.get("index", 0)
         for name, value in fields_in(choice.get("delta")).items():
@@ -258,13 +258,6 @@ def _text(value: object) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else _encode(value).decode()
-
-
-def _choices(event: Fields) -> list[Fields]:
-    choices: object = event.get("choices") or []
-    if not is_list(choices):
-        raise ValueError("the choices of an event are a list")
-    return [fields_in(choice) for choice in choices]
 
 
 def _differs(how: str) -> StreamDiffers:

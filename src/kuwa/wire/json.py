@@ -51,7 +51,7 @@ def decoder(kind: Any, mend: Mend | None = None) -> Callable[[bytes | str], Any]
     An object that does not have the type is given to `mend` and tried once more: what is sent as it should be costs
     nothing more for it.
     """
-    bare = msgspec.json.Decoder(kind).decode
+    bare = msgspec.json.Decoder(kind).decode  # noqa: TID251 - its one home
 
     def decode_kind(data: bytes | str) -> Any:
         try:
@@ -70,6 +70,15 @@ def decoder(kind: Any, mend: Mend | None = None) -> Callable[[bytes | str], Any]
     return decode_kind
 
 
+FAULTS = (ValueError, RecursionError)
+"""What a bare decoder raises."""
+
+
+def bare_decoder(kind: type[T]) -> Callable[[bytes | str], T]:
+    """A decoder without its guard, for what is decoded by the thousand: who calls it catches FAULTS."""
+    return msgspec.json.Decoder(kind).decode  # noqa: TID251 - as above
+
+
 @overload
 def decode(data: bytes | str, kind: type[T]) -> T: ...
 @overload
@@ -77,7 +86,7 @@ def decode(data: bytes | str, kind: Any = Any) -> Any: ...
 def decode(data: bytes | str, kind: Any = Any) -> Any:
     """`data` as `kind`. Raises BadJson."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        return msgspec.json.decode(data, type=kind)  # noqa: TID251 - as above
     except (ValueError, RecursionError) as error:
         raise BadJson.of(error) from error
 

@@ -7,11 +7,13 @@ is not a whole number within reason is unknown. Anything else of the wrong type 
 
 from __future__ import annotations
 
+import base64
+import struct
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from kuwa.wire.json import Fields, decoder, fields_in, is_list, items_in
+from kuwa.wire.json import BadJson, Fields, decoder, fields_in, is_list, is_object, items_in
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
@@ -64,6 +66,12 @@ def text_of(content: object) -> str:
     if isinstance(content, str):
         return content
     return "".join(map(_text_in, parts_of(content)))
+
+
+def url_of(part: Fields, name: str) -> object:
+    """The URL of a part such as `image_url`: in an object, or with some clients as it is."""
+    value: object = part.get(name)
+    return value.get("url") if is_object(value) else value
 
 
 def _text_part(text: str) -> Fields:
@@ -159,15 +167,75 @@ class Message(msgspec.Struct, frozen=True):
         return Error.of(self.fault) if self.fault is not None else None
 
 
-def _mend(message: Fields) -> None:
+def mend(message: Fields) -> None:
     """Counts and reasons that are not what they should be are unknown; nothing hangs on them."""
     message["usage"] = Usage.of(message.get("usage"))
     for choice in map(fields_in, items_in(message.get("choices"))):
         choice["finish_reason"] = reason_of(choice.get("finish_reason"))
 
 
-decode_whole = decoder(Message, _mend)
+decode_whole = decoder(Message, mend)
 """A whole answer, of which nothing but its token counts has to be known."""
+
+
+def choices_in(message: Fields) -> list[Fields]:
+    """The choices of a message that was decoded without a type. Raises BadJson."""
+    choices: object = message.get("choices")
+    found = items_in(choices)
+    if (choices is not None and found is not choices) or not all(map(is_object, found)):
+        raise BadJson("its choices are not a list of objects")
+    return found
+
+
+# ---- vectors ---------------------------------------------------------------------------------------------------
+
+
+class _Vector(msgspec.Struct):
+    embedding: list[float] | str
+    index: int | None = None
+
+
+class _Vectors(Message, frozen=True, kw_only=True):
+    data: list[_Vector]
+
+
+_decode_vectors = decoder(_Vectors, mend)
+
+
+def vectors_in(answer: bytes) -> tuple[list[list[float]], int]:
+    """The vectors of an answer, in the order of their inputs, and the tokens of these. Raises BadJson."""
+    whole = _decode_vectors(answer)
+    try:
+        vectors = [_numbers(entry.embedding) for entry in sorted(whole.data, key=lambda entry: entry.index or 0)]
+    except (ValueError, struct.error) as error:
+        raise BadJson(f"an embedding is not base64 of floats: {error}") from error
+    return vectors, whole.usage.prompt_tokens if whole.usage is not None else 0
+
+
+class _Score(msgspec.Struct):
+    index: int
+    relevance_score: float
+
+
+class _Scores(Message, frozen=True, kw_only=True):
+    results: list[_Score]
+
+
+_decode_scores = decoder(_Scores, mend)
+
+
+def scores_in(answer: bytes) -> tuple[list[float], int]:
+    """The scores of an answer that ranks, in the order of the documents, and the tokens of these. Raises BadJson."""
+    whole = _decode_scores(answer)
+    scores = [result.relevance_score for result in sorted(whole.results, key=lambda result: result.index)]
+    return scores, whole.usage.prompt_tokens if whole.usage is not None else 0
+
+
+def _numbers(embedding: list[float] | str) -> list[float]:
+    if isinstance(embedding, list):
+        return embedding
+    packed = base64.b64decode(embedding, validate=True)
+    return list(struct.unpack(f"<{len(packed) // 4}f", packed))
 
 
 # ---- events, read in full --------------------------------------------------------------------------------------
@@ -238,7 +306,7 @@ class Chunk(Message, frozen=True):
         return [*found, Piece(usage=self.usage)] if self.usage is not None else found
 
 
-decode_chunk = decoder(Chunk, _mend)
+decode_chunk = decoder(Chunk, mend)
 
 
 # ---- events, looked into on their way through --------------------------------------------------------------------
@@ -283,4 +351,4 @@ class Outline(Message, frozen=True):
         return False
 
 
-decode_outline = decoder(Outline, _mend)
+decode_outline = decoder(Outline, mend)

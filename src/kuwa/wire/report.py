@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from kuwa.wire.json import decoder
 from kuwa.wire.lease import Load
 
 WELCOME = "welcome"
@@ -94,7 +95,7 @@ class Report(msgspec.Struct, frozen=True):
         return WELCOME if WELCOME in ready else next(iter(ready), None)
 
 
-decode_report = msgspec.json.Decoder(Report).decode
+decode_report = decoder(Report)
 
 
 def encode_report(report: Report) -> bytes:

@@ -130,7 +130,7 @@ class ChatGPTExecutor(LLMExecutor):
                 request.trimmed_messages += left_out
             try:
                 async with self.upstream.call(request.kind, body, origin) as response:
-                    yield await self.upstream.answer(response, origin)
+                    yield await self.upstream.answer(response, origin, streams=bool(body.get("stream")))
                 return
             except ContextLengthExceeded as refusal:
                 # Always before the first event: an answer that has begun fitted.

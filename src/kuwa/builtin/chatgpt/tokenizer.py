@@ -16,11 +16,11 @@ from kuwa.executor import SetupFailed
 from kuwa.executor.arguments import UsageError
 from kuwa.executor.prompt import Message
 from kuwa.executor.provider.context import TOKENS_PER_MEDIUM, TOKENS_PER_MESSAGE
+from kuwa.wire.json import BadJson, Fields, decode, is_object
+from kuwa.wire.openai import parts_of, text_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
-
-Fields = dict[str, Any]
 
 
 class LocalTokenizer:
@@ -66,8 +66,7 @@ class LocalTokenizer:
 
         special = {name: self._config.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         tokens = {
-            name: cast("Fields", token).get("content", "") if isinstance(token, dict) else token or ""
-            for name, token in special.items()
+            name: token.get("content", "") if is_object(token) else token or "" for name, token in special.items()
         }
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **tokens)
@@ -95,22 +94,19 @@ def _refuse(message: str) -> NoReturn:
 def _read_config(folder: Path) -> Fields:
     file = folder / "tokenizer_config.json"
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Fields) if file.is_file() else {}
-    except (msgspec.MsgspecError, UnicodeError, OSError) as error:
+        return decode(file.read_bytes(), Fields) if file.is_file() else {}
+    except (BadJson, OSError) as error:
         raise UsageError(f"--tokenizer: {file} cannot be read: {error}") from error
 
 
 def _text(message: Message) -> str:
     content = message.get("content")
-    if not isinstance(content, list):
-        return str(content or "")
-    return "".join(str(part.get("text") or "") for part in cast("list[Fields]", content))
+    return text_of(content)
 
 
 def _media(message: Message) -> int:
     content = message.get("content")
-    parts = cast("list[Fields]", content) if isinstance(content, list) else []
-    return sum("text" not in part for part in parts)
+    return sum("text" not in part for part in parts_of(content))
 
 
 def _calls(message: Message) -> str:

@@ -7,10 +7,7 @@ answer's block before its end, however that comes about, cuts the provider's con
 from __future__ import annotations
 
 import asyncio
-import base64
-import struct
 from collections.abc import Callable, Mapping
-from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -23,11 +20,12 @@ from kuwa.executor.provider.failures import Origin
 from kuwa.executor.provider.proxy import Proxy
 from kuwa.executor.request import Embeddings
 from kuwa.http.client import StreamedResponse
+from kuwa.http.events import EventStream
 from kuwa.http.framing import HeaderPair
 from kuwa.wire.errors import BadUpstream, KuwaError, NoReplica, UpstreamLost
-from kuwa.wire.sse import DONE, EventTooLong, SseReader, plain_events
-
-Fields = dict[str, Any]
+from kuwa.wire.json import BadJson, Fields, decode
+from kuwa.wire.openai import decode_outline, vectors_in
+from kuwa.wire.sse import is_event_stream
 
 ROUTES = {"chat": "chat/completions", "completion": "completions", "embedding": "embeddings"}
 
@@ -45,76 +43,51 @@ _HEADERS: tuple[HeaderPair, ...] = (
 )
 
 
-class _Choice(msgspec.Struct, gc=False):
-    finish_reason: str | None = None
-
-
-class _Event(msgspec.Struct):
-    """What has to be known of an event; the rest of it passes unread."""
-
-    choices: list[_Choice] | None = None
-    error: Any = None
-
-
-_decode_event = msgspec.json.Decoder(_Event).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class EventStream:
-    """Reads the body of a streamed answer, however it is cut, and watches that it is one. No I/O."""
+class ChunkStream(EventStream):
+    """Watches that what it reads is an answer: chunks up to one that finishes, and no error among them."""
 
     def __init__(self, origin: Origin) -> None:
+        super().__init__(origin.base_url)
         self._origin = origin
-        self._reader = SseReader()
         self._finished = False
-        self.done = False
-        self.broken: KuwaError | None = None
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The data of the events that `piece` completes, up to `[DONE]`.
 
-        What is no chunk of an answer, and an error that the provider sent as an event, becomes `broken` and ends the
-        list: what came before it is still the client's.
+        What is not a chunk of an answer, and an error that the provider sent as an event, becomes `broken` and ends
+        the list: what came before it is still the client's.
         """
-        datas = self._datas(piece)
+        datas = super().feed(piece)
         for index, data in enumerate(datas):
             if _ERROR not in data and (_GOES_ON[0] in data or _GOES_ON[1] in data):
                 continue
-            if data == DONE:
-                self.done = True
-                return datas[:index]
             try:
                 self._finished = self._finishes(data) or self._finished
             except KuwaError as error:
-                self.broken = error
+                self.broken, self.done = error, False
                 return datas[:index]
         return datas
 
     def end(self) -> None:
-        """The body has ended. Without `[DONE]` that is an answer only if a choice has said that it finished."""
+        """Without `[DONE]` the body is an answer only if a choice has said that it finished."""
+        if self.broken is not None:
+            raise self.broken
         if not (self.done or self._finished):
             raise UpstreamLost(f"{self._origin.base_url} ended its answer in the middle.")
 
-    def _datas(self, piece: bytes) -> list[bytes]:
-        if not self._reader.unfinished and (plain := plain_events(piece)) is not None:
-            return plain
-        datas: list[bytes] = []
-        try:
-            datas += (event.data for event in self._reader.feed(piece))
-        except EventTooLong as error:
-            self.broken = BadUpstream(f"{self._origin.base_url} sent no answer that can be read: {error}.")
-        return datas
-
     def _finishes(self, data: bytes) -> bool:
         try:
-            event = _decode_event(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            event = decode_outline(data)
+        except BadJson as error:
             raise BadUpstream(
                 f"{self._origin.base_url} sent an event that is no chunk of an answer: {error}"
             ) from error
         if event.error:
-            raise failures.broken_event(event.error, self._origin)
-        return any(choice.finish_reason for choice in event.choices or ())
+            raise failures.broken_event(event.fault, self._origin)
+        return event.finishes
 
 
 class Upstream:
@@ -132,16 +105,17 @@ class Upstream:
         authorization = b"authorization: Bearer %b\r\n" % origin.key.encode("latin-1")
         return ProviderCall(self._connections.request(self._routes[kind], _encode(body), authorization), origin)
 
-    async def answer(self, response: StreamedResponse, origin: Origin) -> RawAnswer | RawStream:
+    async def answer(self, response: StreamedResponse, origin: Origin, *, streams: bool) -> RawAnswer | RawStream:
         """The answer that a response holds: a stream, or whole where that was asked for, or is all that the server
-        can. Raises BadUpstream for what is no answer.
+        can. `streams`: a stream was asked for, which tells where the server names no content type. Raises BadUpstream
+        for what is no answer.
         """
-        content_type = response.header(b"content-type").decode("latin-1").lower()
-        if content_type.startswith("application/json"):
+        content_type = response.header(b"content-type")
+        if content_type.lower().startswith(b"application/json") or not (content_type or streams):
             return RawAnswer(checked(await response.read(MAX_ANSWER_BYTES), origin))
-        if content_type.startswith("text/event-stream"):
+        if is_event_stream(content_type):
             return ProviderStream(response, origin)
-        raise failures.not_a_stream(content_type, origin)
+        raise failures.not_a_stream(content_type.decode("latin-1").lower(), origin)
 
     async def embeddings(self, body: Fields, origin: Origin) -> Embeddings:
         """The vectors for `body`. Raises as entering a call does, and BadUpstream."""
@@ -185,7 +159,7 @@ class ProviderStream(RawStream):
         self.resume = response.resume
 
     async def run(self, give: Callable[[list[bytes]], bool]) -> None:
-        stream = EventStream(self._origin)
+        stream = ChunkStream(self._origin)
         enough = False
 
         def sink(piece: bytes) -> bool:
@@ -215,11 +189,11 @@ async def _read_out(response: StreamedResponse) -> None:
 def checked(answer: bytes, origin: Origin) -> bytes:
     """A whole answer, once it is known to be one. Raises BadUpstream."""
     try:
-        whole = _decode_event(answer)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        whole = decode_outline(answer)
+    except BadJson as error:
         raise BadUpstream(f"{origin.base_url} sent an answer that cannot be read: {error}.") from error
     if whole.error:
-        raise failures.broken_event(whole.error, origin)
+        raise failures.broken_event(whole.fault, origin)
     if not whole.choices:
         raise BadUpstream(f"{origin.base_url} sent an answer that cannot be read: it holds no choices.")
     return answer
@@ -228,29 +202,18 @@ def checked(answer: bytes, origin: Origin) -> bytes:
 def embeddings(answer: bytes, origin: Origin) -> Embeddings:
     """The vectors of an answer, in the order of their inputs. Raises BadUpstream."""
     try:
-        whole = msgspec.json.decode(answer, type=Fields)
-        entries = sorted(cast("list[Fields]", whole["data"]), key=lambda entry: int(entry.get("index") or 0))
-        vectors = [_vector(entry["embedding"]) for entry in entries]
-        usage = cast("Fields", whole.get("usage") or {})
-        return Embeddings(vectors, int(usage.get("prompt_tokens") or 0))
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError, KeyError, ValueError, struct.error) as error:
+        return Embeddings(*vectors_in(answer))
+    except BadJson as error:
         raise BadUpstream(
             f"{origin.base_url} sent embeddings that cannot be read: {origin.quote(str(error))}."
         ) from error
 
 
-def _vector(value: Any) -> list[float]:
-    if isinstance(value, str):
-        packed = base64.b64decode(value, validate=True)
-        return list(struct.unpack(f"<{len(packed) // 4}f", packed))
-    return [float(number) for number in value]
-
-
 def _said(refusal: bytes) -> object:
     """The refusal's body: its JSON, else its text."""
     try:
-        return msgspec.json.decode(refusal)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return decode(refusal)
+    except BadJson:
         return refusal.decode("utf-8", "replace")
 
 

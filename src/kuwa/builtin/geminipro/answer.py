@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from kuwa.executor.chunks import Chunk, Finish, FinishReason, RawEvent, Reasoning, Text
 from kuwa.executor.provider.failures import Origin
 from kuwa.wire.errors import BadUpstream, ContentFiltered, UpstreamLost
+from kuwa.wire.json import Fields
 
 if TYPE_CHECKING:
     from google.genai.types import Candidate, FunctionCall, GenerateContentResponse, LogprobsResult, Part
-
-Fields = dict[str, Any]
 
 _REASONS: dict[str, FinishReason] = {"STOP": "stop", "MAX_TOKENS": "length", "OTHER": "stop"}
 # Gemini made something that is no answer; the same request may well succeed.

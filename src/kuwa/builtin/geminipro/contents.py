@@ -10,18 +10,17 @@ import base64
 import binascii
 import mimetypes
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote_to_bytes
-
-import msgspec
 
 from kuwa.builtin.geminipro.parameters import CATEGORIES, EFFORT_BUDGETS, OPENAI_NAMES, PARAMETERS, TABLE, THINKING
 from kuwa.executor.options import merge
 from kuwa.executor.prompt import SYSTEM_ROLES, Message, text_of
 from kuwa.executor.request import Request
+from kuwa.wire import openai
 from kuwa.wire.errors import InvalidRequest
-
-Fields = dict[str, Any]
+from kuwa.wire.json import BadJson, Fields, decode, fields_in, is_object, items_in
+from kuwa.wire.openai import parts_of, url_of
 
 _AUDIO_TYPES = {"mp3": "audio/mp3", "wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "aac": "audio/aac"}
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
@@ -56,20 +55,16 @@ def _turn(message: Message, called: dict[str, str]) -> tuple[str, list[Fields]]:
         return "user", [_tool_result(message, called)]
     parts = list(_parts(message.get("content")))
     if role == "assistant":
-        calls = cast("list[Fields]", message.get("tool_calls") or [])
-        return "model", [*parts, *(_tool_call(call, called) for call in calls)]
+        calls = items_in(message.get("tool_calls"))
+        return "model", [*parts, *(_tool_call(fields_in(call), called) for call in calls)]
     return "user", parts
 
 
 def _parts(content: Any) -> Iterator[Fields]:
-    if isinstance(content, str):
-        if content:
-            yield {"text": content}
-        return
-    for part in cast("list[Fields]", content or []):
+    for part in parts_of(content or None):
         match part.get("type"):
-            case "text" | "refusal" as kind:
-                yield {"text": str(part.get(kind) or "")}
+            case "text" | "refusal":
+                yield {"text": openai.text_of([part])}
             case "image_url":
                 yield _medium(_url(part, "image_url"), "image/jpeg")
             case "video_url":
@@ -84,14 +79,13 @@ def _parts(content: Any) -> Iterator[Fields]:
 
 def _object(part: Fields, name: str) -> Fields:
     value = part.get(name)
-    if not isinstance(value, dict):
+    if not is_object(value):
         raise InvalidRequest(f"A content part of the type {name} needs an object {name}.", param="messages")
-    return cast("Fields", value)
+    return value
 
 
 def _url(part: Fields, name: str) -> str:
-    value = part.get(name)
-    url = cast("Fields", value).get("url") if isinstance(value, dict) else value
+    url = url_of(part, name)
     if not isinstance(url, str) or not url:
         raise InvalidRequest(f"A content part of the type {name} needs a URL.", param="messages")
     return url
@@ -141,15 +135,13 @@ def _tool_call(call: Fields, called: dict[str, str]) -> Fields:
     name, arguments = str(function.get("name") or ""), str(function.get("arguments") or "{}")
     called[str(call.get("id"))] = name
     try:
-        decoded = msgspec.json.decode(arguments, type=Fields)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        decoded = decode(arguments, Fields)
+    except BadJson as error:
         raise InvalidRequest(
             f"The arguments of the tool call {name!r} are no JSON object.", param="messages"
         ) from error
     part: Fields = {"function_call": {"name": name, "args": decoded}}
-    extra = call.get("extra_content")
-    google = cast("Fields", extra).get("google") if isinstance(extra, dict) else None
-    signature = cast("Fields", google).get("thought_signature") if isinstance(google, dict) else None
+    signature = fields_in(fields_in(call.get("extra_content")).get("google")).get("thought_signature")
     if isinstance(signature, str):
         part["thought_signature"] = _base64(signature)
     return part
@@ -161,10 +153,10 @@ def _tool_result(message: Message, called: Mapping[str, str]) -> Fields:
         raise InvalidRequest("The result of a tool belongs to no call before it.", param="messages")
     text = text_of(message)
     try:
-        decoded = msgspec.json.decode(text)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        decoded: object = decode(text)
+    except BadJson:
         decoded = text
-    response = cast("Fields", decoded) if isinstance(decoded, dict) else {"result": decoded}
+    response: Fields = decoded if is_object(decoded) else {"result": decoded}
     return {"function_response": {"name": name, "response": response}}
 
 
@@ -246,7 +238,7 @@ def _response_format(wanted: Mapping[str, Any]) -> Fields:
         case "json_object":
             return {"response_mime_type": "application/json"}
         case "json_schema":
-            schema = cast("Fields", wanted.get("json_schema") or {}).get("schema")
+            schema = fields_in(wanted.get("json_schema")).get("schema")
             return {"response_mime_type": "application/json", "response_json_schema": schema}
         case _:
             return {}

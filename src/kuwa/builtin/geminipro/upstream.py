@@ -10,18 +10,15 @@ from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-import msgspec
-
 from kuwa.executor.provider import failures
 from kuwa.executor.provider.connections import Connections
 from kuwa.executor.provider.failures import Origin
 from kuwa.executor.provider.proxy import Proxy
 from kuwa.wire.errors import BadUpstream, InvalidRequest, KuwaError, NoReplica
+from kuwa.wire.json import BadJson, Fields, decode, is_object
 
 if TYPE_CHECKING:
     from google.genai.types import ContentEmbedding, GenerateContentResponse
-
-Fields = dict[str, Any]
 
 
 class Upstream:
@@ -117,14 +114,14 @@ def _refusal(error: Any, origin: Origin) -> KuwaError:
     return failures.refusal(error.code, headers, _body(error.details), origin)
 
 
-def _body(details: Any) -> object:
+def _body(details: object) -> object:
     """The refusal's decoded JSON, else its text, which the SDK wraps into an object."""
-    if not isinstance(details, dict) or "error" in details:
-        return cast("object", details)
-    message = cast("Fields", details).get("message")
+    if not is_object(details) or "error" in details:
+        return details
+    message: object = details.get("message")
     try:
-        return msgspec.json.decode(message) if isinstance(message, str) else cast("object", details)
-    except (msgspec.MsgspecError, UnicodeError):
+        return decode(message) if isinstance(message, str) else details
+    except BadJson:
         return message
 
 

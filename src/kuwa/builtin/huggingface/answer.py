@@ -7,7 +7,6 @@ reader of reasoning and tool calls, each of which may hold text back.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
 
 import msgspec
 
@@ -17,9 +16,9 @@ from kuwa.engine.request import Drawn, EndReason
 from kuwa.executor.chunks import Chunk, Finish, FinishReason, RawEvent, Reasoning, Text, ToolCallDelta
 from kuwa.executor.request import Kind
 from kuwa.executor.stop import StopCutter
+from kuwa.wire.json import Fields
 
 Decode = Callable[[Sequence[int]], str]
-Fields = dict[str, Any]
 
 
 class ChoiceAnswer:

@@ -11,12 +11,13 @@ import json
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from kuwa.builtin.huggingface.parts import CALL, THINK
 from kuwa.executor.forms import check_length, check_schema
 from kuwa.executor.request import Request
 from kuwa.wire.errors import InvalidRequest, Unsupported
+from kuwa.wire.json import Fields, fields_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,6 @@ BLANKS = r"( |\n[ \t]{0,64})?"
 """What may stand between the parts of JSON: any more, and a model may write nothing but blanks."""
 TAIL = "}\n"
 
-Fields = dict[str, Any]
 Decode = Callable[[Sequence[int]], str]
 
 
@@ -78,7 +78,7 @@ def _format_of(request: Request) -> Form | None:
         raise InvalidRequest(
             f"response_format has the type {kind!r}; it is text, json_object or json_schema.", param="response_format"
         )
-    schema = _fields(given.get("json_schema")).get("schema")
+    schema = fields_in(given.get("json_schema")).get("schema")
     if not isinstance(schema, dict):
         raise InvalidRequest(
             'response_format.json_schema must hold the schema: {"name": …, "schema": {…}}.', param="response_format"
@@ -91,7 +91,7 @@ def _calls_of(request: Request) -> Form | None:
     if choice in (None, "auto", "none"):
         return None
     if isinstance(choice, dict):
-        name = _fields(choice.get("function")).get("name")
+        name = fields_in(choice.get("function")).get("name")
         named = tuple(tool for tool in tools if name_of(tool) == name)
         if not named:
             raise InvalidRequest(f"tool_choice names {name!r}, which is none of the tools.", param="tool_choice")
@@ -107,7 +107,7 @@ def _calls_of(request: Request) -> Form | None:
 
 
 def name_of(tool: Fields) -> str:
-    return str(_fields(tool.get("function")).get("name") or "")
+    return str(fields_in(tool.get("function")).get("name") or "")
 
 
 def lark_of_calls(calls: Calls, tag: Callable[[str], str]) -> str:
@@ -118,7 +118,7 @@ def lark_of_calls(calls: Calls, tag: Callable[[str], str]) -> str:
         head = "\n" + json.dumps({"name": name_of(tool)}, ensure_ascii=False)[:-1] + ', "arguments": '
         between = f"{_literal(head)} arguments_{number} {_literal(TAIL)}"
         lines.append(f"call_{number}: {tag(CALL[0])} {between} {tag(CALL[1])}")
-        schema = _fields(tool.get("function")).get("parameters") or {"type": "object", "additionalProperties": False}
+        schema = fields_in(tool.get("function")).get("parameters") or {"type": "object", "additionalProperties": False}
         lines.append(f"arguments_{number}: %json {json.dumps(_with_blanks(_checked_schema(schema, 'tools')))}")
     return "\n".join(lines) + "\n"
 
@@ -271,7 +271,3 @@ def _one_line(text: str) -> str:
 
 def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
-
-
-def _fields(value: Any) -> Fields:
-    return cast("Fields", value) if isinstance(value, dict) else {}

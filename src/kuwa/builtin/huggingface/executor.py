@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from kuwa.builtin.huggingface.options import PARAMETERS, add_arguments
 from kuwa.executor import (
@@ -27,6 +27,7 @@ from kuwa.executor.media import fetch_images
 from kuwa.executor.options import collect
 from kuwa.executor.prompt import UnknownTemplate, resolve_template
 from kuwa.wire.errors import InvalidRequest, ResumeMismatch, Unsupported
+from kuwa.wire.json import is_object
 
 if TYPE_CHECKING:
     from kuwa.builtin.huggingface.answer import ChoiceAnswer
@@ -501,8 +502,8 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 def _template_kwargs(request: Request) -> dict[str, Any]:
     """What the client gives its chat template, such as `enable_thinking`."""
-    given: Any = request.body.get("chat_template_kwargs") or {}
-    kwargs = dict(cast("dict[str, Any]", given)) if isinstance(given, dict) else {"tokenize": True}
+    given: object = request.body.get("chat_template_kwargs") or {}
+    kwargs = dict(given) if is_object(given) else {"tokenize": True}
     if len(kwargs) > MOST_TEMPLATE_KWARGS or any(name in RESERVED_KWARGS for name in kwargs):
         raise InvalidRequest("chat_template_kwargs must be an object with a few options.", param="chat_template_kwargs")
     if request.body.get("continue_final_message"):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal
+
+from kuwa.wire.json import BadJson, Fields, decode
 
 THINK = ("<think>", "</think>")
 CALL = ("<tool_call>", "</tool_call>")
@@ -97,12 +99,9 @@ class PartReader:
 def read_call(raw: str) -> Part | None:
     """The call that `{"name": …, "arguments": {…}}` spells; None where it spells none."""
     try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError):
+        fields = decode(raw, Fields)
+    except BadJson:
         return None
-    if not isinstance(value, dict):
-        return None
-    fields = cast("dict[str, Any]", value)
     name, arguments = fields.get("name"), fields.get("arguments", fields.get("parameters", {}))
     if not isinstance(name, str) or not name:
         return None

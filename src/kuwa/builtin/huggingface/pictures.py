@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from io import BytesIO
-from typing import Any, cast
+from typing import Any
 
 from kuwa.executor.media import image_parts
 from kuwa.executor.prompt import Message
 from kuwa.wire.errors import InvalidRequest
+from kuwa.wire.json import is_list
+from kuwa.wire.openai import parts_of, text_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MOST_PIXELS = 64_000_000
@@ -62,10 +64,10 @@ def _placed(message: Message, opened: Iterator[Any]) -> Message:
         if part.get("type") == "image_url":
             parts.append({"type": "image", "image": next(opened)})
         else:
-            parts.append({"type": "text", "text": str(part.get("text") or part.get("refusal") or "")})
+            parts.append({"type": "text", "text": text_of([part])})
     return {**message, "content": parts}
 
 
 def _parts(message: Message) -> list[Message]:
-    content = message.get("content")
-    return cast("list[Message]", content) if isinstance(content, list) else []
+    content: object = message.get("content")
+    return parts_of(content) if is_list(content) else []

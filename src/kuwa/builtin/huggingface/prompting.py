@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from kuwa.builtin.huggingface.pictures import has_images, in_parts
 from kuwa.executor.prompt import SYSTEM_ROLES, Message, text_of, trim_oldest, with_system_prompt
 from kuwa.executor.request import Request
 from kuwa.wire.errors import ContextLengthExceeded, InvalidRequest
+from kuwa.wire.json import is_object
 
 PROBE = "kuwa-probe-7421"
 CHATML = (
@@ -184,9 +185,7 @@ class Prompter:
 def _own_template(tokenizer: Any) -> str:
     """The template of a tokenizer or processor; of several named ones the default."""
     own: Any = getattr(tokenizer, "chat_template", None)
-    if isinstance(own, dict):
-        own = cast("dict[str, str]", own).get("default")
-    return own or ""
+    return (own.get("default") if is_object(own) else own) or ""
 
 
 def folded(messages: Sequence[Message]) -> list[Message]:

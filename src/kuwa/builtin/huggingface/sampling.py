@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from kuwa.builtin.huggingface.options import PARAMETERS
 from kuwa.engine.randomness import derived_seed
@@ -18,6 +18,7 @@ from kuwa.executor.arguments import UsageError
 from kuwa.executor.options import Option, merge
 from kuwa.executor.request import Request
 from kuwa.wire.errors import InvalidRequest
+from kuwa.wire.json import is_list
 
 MOST_TOP_LOGPROBS = 20
 Values = dict[str, Any]
@@ -96,7 +97,7 @@ def samplings(request: Request, options: Mapping[str, Any], vocabulary: int) -> 
 def stop_tokens(request: Request, vocabulary: int) -> frozenset[int]:
     """The ids of the field `stop_token_ids`. Raises InvalidRequest."""
     given: Any = request.parameters.get("stop_token_ids") or []
-    ids: list[Any] = cast("list[Any]", given) if isinstance(given, list) else [given]
+    ids: list[Any] = given if is_list(given) else [given]
     if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocabulary for i in ids):
         raise InvalidRequest(f"stop_token_ids must be a list of token ids below {vocabulary}.", param="stop_token_ids")
     return frozenset(ids)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -26,6 +26,7 @@ from kuwa.executor.media import Web, fetch_images, image_parts
 from kuwa.executor.prompt import SYSTEM_ROLES, Message, text_of, with_system_prompt
 from kuwa.executor.supervision import Child, Supervisor
 from kuwa.http.client import fetch, open_stream
+from kuwa.http.events import NoEnd, read_events
 from kuwa.wire.errors import (
     BadUpstream,
     ContextLengthExceeded,
@@ -38,9 +39,9 @@ from kuwa.wire.errors import (
     UpstreamLost,
     UpstreamTimeout,
 )
-from kuwa.wire.sse import DONE, EventTooLong, SseReader
+from kuwa.wire.json import BadJson, Fields, decode, fields_in, is_list, items_in
+from kuwa.wire.openai import Error, count_of, parts_of
 
-Fields = dict[str, Any]
 MODEL = "model"
 """What vLLM calls the model; the server gives clients the access code."""
 TIMEOUT_S = 30.0
@@ -136,8 +137,8 @@ def with_data(messages: Sequence[Message], images: Sequence[bytes]) -> list[Mess
         return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
     return [
-        {**message, "content": [inside(part) for part in cast("list[Message]", message["content"])]}
-        if isinstance(message.get("content"), list)
+        {**message, "content": [inside(part) for part in parts_of(message["content"])]}
+        if is_list(message.get("content"))
         else message
         for message in messages
     ]
@@ -151,25 +152,14 @@ def without_oldest(messages: Sequence[Message]) -> list[Message] | None:
     return [m for i, m in enumerate(messages) if i >= turns[1] or m.get("role") in SYSTEM_ROLES]
 
 
-class VllmError(msgspec.Struct, frozen=True):
-    message: str = ""
-
-
-class ErrorBody(msgspec.Struct, frozen=True):
-    """vLLM's error: in an object of its own, or of older versions at the top."""
-
-    error: VllmError | None = None
-    message: str = ""
-
-
 def refusal(status: int, body: bytes) -> KuwaError:
     """What vLLM answered with an error status, as an error of ours."""
     try:
-        found = msgspec.json.decode(body, type=ErrorBody)
-        said = found.error.message if found.error is not None else found.message
-    except msgspec.MsgspecError:
-        said = ""
-    said = said or f"vLLM answered with status {status}."
+        whole = decode(body, Fields)
+        error = Error.of(whole.get("error")) or Error.of(whole)  # older versions say it at the top
+    except BadJson:
+        error = None
+    said = (error.message if error is not None else "") or f"vLLM answered with status {status}."
     if status in (400, 404, 413, 422):
         too_long = "context length" in said or "max_model_len" in said
         return ContextLengthExceeded(said, param="messages") if too_long else InvalidRequest(said)
@@ -205,10 +195,10 @@ class Vllm(Supervisor):
         child = self.child()
         answer = await fetch("GET", child.url + "/v1/models", headers=(child.authorization,), timeout_s=TIMEOUT_S)
         try:
-            models: list[Fields] = msgspec.json.decode(answer.body)["data"]
-            return int(models[0].get("max_model_len") or 0)
-        except (msgspec.MsgspecError, LookupError, TypeError, ValueError):
+            models = items_in(decode(answer.body, Fields).get("data"))
+        except BadJson:
             return 0
+        return (count_of(fields_in(models[0]).get("max_model_len")) or 0) if models else 0
 
     async def answer(self, request: Request) -> AsyncGenerator[list[bytes]]:
         """The data of the answer's events as they come, read by read. Close it to cancel the request."""
@@ -240,22 +230,17 @@ class Vllm(Supervisor):
     async def _events(self, path: str, body: Fields) -> AsyncGenerator[list[bytes]]:
         child = self.child()
         headers = (child.authorization, (b"content-type", b"application/json"))
-        reader = SseReader()
         try:
             async with open_stream(
                 "POST", child.url + path, headers=headers, body=msgspec.json.encode(body)
             ) as response:
                 if response.status != 200:
                     raise refusal(response.status, await response.read())
-                async for piece in response:
-                    datas = [event.data for event in reader.feed(piece)]
-                    child.answered = True
-                    ended = DONE in datas
-                    yield [data for data in datas if data != DONE]
-                    if ended:
-                        return
+                async with aclosing(read_events(response, "The vLLM engine")) as events:
+                    async for datas in events:
+                        child.answered = True
+                        yield datas
+        except NoEnd as error:
+            raise EngineLost("The vLLM engine ended its answer without an end.") from error
         except (UpstreamLost, NoReplica, UpstreamTimeout) as error:
             raise EngineLost("The vLLM engine died while it was answering; it is being started again.") from error
-        except EventTooLong as error:
-            raise BadUpstream("The vLLM engine sent an event without an end.") from error
-        raise EngineLost("The vLLM engine ended its answer without an end.")

@@ -17,6 +17,7 @@ import msgspec
 
 from kuwa.executor.supervised import LOAD_FAILED, came_up, free_port, say
 from kuwa.executor.supervision import Ready
+from kuwa.wire.json import decode
 
 LOOK_EVERY_S = 0.1
 
@@ -29,7 +30,7 @@ class VllmConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def main() -> int:
-    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=VllmConfig)
+    config = decode(sys.stdin.buffer.readline(), VllmConfig)
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     for name, value in config.environment.items():
         os.putenv(name, value)

@@ -7,54 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
 from kuwa.builtin.llamacpp.calls import CallReader, Enforced
 from kuwa.builtin.llamacpp.engine import UNREADABLE, EngineError, engine_error
-from kuwa.executor.chunks import Chunk, Finish, FinishReason, Progress, RawEvent, Reasoning, Text, ToolCallDelta, Usage
+from kuwa.executor.chunks import Chunk, Finish, Progress, RawEvent, Reasoning, Text, ToolCallDelta, Usage
 from kuwa.wire.errors import BadUpstream
+from kuwa.wire.json import BadJson, decoder
+from kuwa.wire.openai import Choice, FunctionDelta, known_reason, mend
+from kuwa.wire.openai import Chunk as OpenAIChunk
 
 _MARKS = re.compile("\ufffd{2,4}")
 """The marks that llama.cpp sets for bytes that spell no character: one for each byte of two to four."""
-
-
-class FunctionDelta(msgspec.Struct, frozen=True):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class CallDelta(msgspec.Struct, frozen=True):
-    index: int = 0
-    id: str | None = None
-    function: FunctionDelta = FunctionDelta()
-
-
-class Delta(msgspec.Struct, frozen=True):
-    content: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[CallDelta] | None = None
-
-
-class Choice(msgspec.Struct, frozen=True):
-    """Of a chat the text is in `delta`, of a plain completion in `text`."""
-
-    index: int = 0
-    delta: Delta = Delta()
-    text: str = ""
-    finish_reason: FinishReason | None = None
-    logprobs: Any = None
-
-
-class PromptDetails(msgspec.Struct, frozen=True):
-    cached_tokens: int = 0
-
-
-class UsageCounts(msgspec.Struct, frozen=True):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: PromptDetails = PromptDetails()
 
 
 class Timings(msgspec.Struct, frozen=True):
@@ -72,12 +37,9 @@ class PromptProgress(msgspec.Struct, frozen=True):
     total: int = 0
 
 
-class Event(msgspec.Struct, frozen=True):
-    """An event in the OpenAI shape; of `/infill` in llama.cpp's own, from `content` on."""
+class Event(OpenAIChunk, frozen=True):
+    """An event in the OpenAI shape; of `/infill` in llama.cpp's own."""
 
-    choices: list[Choice] = []
-    usage: UsageCounts | None = None
-    error: EngineError | None = None
     content: str = ""
     stop: bool = False
     stop_type: str = ""
@@ -87,7 +49,7 @@ class Event(msgspec.Struct, frozen=True):
     prompt_progress: PromptProgress | None = None
 
 
-_decode = msgspec.json.Decoder(Event).decode
+_decode = decoder(Event, mend)
 
 
 class Answer:
@@ -123,16 +85,16 @@ class Answer:
         """The chunks of one event. Raises what llama.cpp reports as an error, and BadUpstream for no event."""
         try:
             event = _decode(data)
-        except msgspec.MsgspecError as error:
+        except BadJson as error:
             raise BadUpstream(f"The llama.cpp engine sent an event that cannot be read: {error}.") from error
         if event.error is not None:
-            yield from self._cut(event.error)
+            yield from self._cut(EngineError.of(event.fault))
             return
         self._timings = event.timings or self._timings
         if event.prompt_progress is not None:
             yield Progress(event.prompt_progress.processed, event.prompt_progress.total)
             return
-        for choice in event.choices:
+        for choice in event.choices or ():
             if choice.logprobs is not None and self._calls is None:
                 yield RawEvent(data)  # nothing of ours could carry them
                 return
@@ -147,7 +109,7 @@ class Answer:
             yield Usage(
                 prompt_tokens=event.usage.prompt_tokens,
                 completion_tokens=self._generated,
-                cached_tokens=event.usage.prompt_tokens_details.cached_tokens,
+                cached_tokens=event.usage.cached,
             )
 
     def _cut(self, error: EngineError) -> Iterator[Chunk]:
@@ -163,24 +125,24 @@ class Answer:
             yield Usage(counts.cache_n + counts.prompt_n, generated, counts.cache_n)
 
     def _of_choice(self, choice: Choice) -> Iterator[Chunk]:
-        delta, index = choice.delta, choice.index
-        if delta.reasoning_content:
+        delta, index = choice.delta, choice.index or 0
+        if delta is not None and delta.reasoning_content:
             yield Reasoning(delta.reasoning_content, index)
-        text = delta.content or choice.text
+        text = choice.said
         if self._formatted and "\ufffd" in text:
             text = _MARKS.sub("\ufffd", text)
         if text and self._calls is None:
             yield Text(text, index)
         elif text:
             yield from self._enforced(text, index)
-        for call in delta.tool_calls or ():
-            if call.index == 0 or self._parallel:
-                function = call.function
+        for call in (delta.tool_calls if delta is not None else None) or ():
+            number, function = call.index or 0, call.function or FunctionDelta()
+            if number == 0 or self._parallel:
                 # Its id is drawn anew each time; the framework's is the same when the answer is computed again.
-                yield ToolCallDelta(call.index, "", function.name or "", function.arguments or "", index)
-        if choice.finish_reason is not None:
-            ended_well = self._calls is not None and choice.finish_reason == "stop"
-            yield Finish("tool_calls" if ended_well else choice.finish_reason, index)
+                yield ToolCallDelta(number, "", function.name or "", function.arguments or "", index)
+        if choice.ended is not None:
+            reason = known_reason(choice.ended)
+            yield Finish("tool_calls" if self._calls is not None and reason == "stop" else reason, index)
 
     def _enforced(self, text: str, choice: int) -> Iterator[Chunk]:
         assert self._calls is not None  # noqa: S101 - the caller has looked

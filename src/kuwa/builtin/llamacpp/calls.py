@@ -12,9 +12,10 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from kuwa.wire.errors import InvalidRequest
+from kuwa.wire.json import fields_in, is_list, is_object
 
 MOST_CALLS = 16
 """How many parallel calls an enforced answer may hold: a model that cannot stop is stopped."""
@@ -66,22 +67,21 @@ def enforced(tools: list[Tool], choice: str | dict[str, Any] | None, *, parallel
     return Enforced({PARAMETERS: roots, **(many if parallel else one)})
 
 
-def _moved(schema: Any, root: str, *, names: bool = False) -> Any:
+def _moved(schema: object, root: str, *, names: bool = False) -> Any:
     """`schema` for a place inside another one: what it refers to in itself, it finds below `root`.
 
     `names`: its keys are names of schemas, not keywords.
     """
-    if isinstance(schema, list):
-        return [_moved(item, root) for item in cast("list[Any]", schema)]
-    if not isinstance(schema, dict):
+    if is_list(schema):
+        return [_moved(item, root) for item in schema]
+    if not is_object(schema):
         return schema
-    fields = cast("Schema", schema)
     if names:
-        return {name: _moved(value, root) for name, value in fields.items()}
+        return {name: _moved(value, root) for name, value in schema.items()}
     moved = {
-        key: value if key in DATA else _moved(value, root, names=key in OF_SCHEMAS) for key, value in fields.items()
+        key: value if key in DATA else _moved(value, root, names=key in OF_SCHEMAS) for key, value in schema.items()
     }
-    reference = fields.get("$ref")
+    reference = schema.get("$ref")
     if isinstance(reference, str) and reference.startswith("#"):
         moved["$ref"] = root + reference[1:]
     return moved
@@ -97,8 +97,7 @@ def _call(tool: Tool, arguments: str) -> Schema:
 
 
 def _function(tool: Tool) -> dict[str, Any]:
-    function = tool.get("function")
-    return cast("dict[str, Any]", function) if isinstance(function, dict) else {}
+    return fields_in(tool.get("function"))
 
 
 def _name(tool: Tool) -> str:

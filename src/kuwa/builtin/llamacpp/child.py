@@ -24,6 +24,7 @@ import msgspec
 from kuwa.executor.leash import die_with
 from kuwa.executor.supervised import LOAD_FAILED, came_up, free_port, say
 from kuwa.executor.supervision import Ready
+from kuwa.wire.json import decode
 
 LOOK_EVERY_S = 0.05
 WARNINGS, ALL_IT_DOES = 2, 3
@@ -72,7 +73,7 @@ class ChildConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def main() -> int:
-    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=ChildConfig)
+    config = decode(sys.stdin.buffer.readline(), ChildConfig)
     die_with(config.parent)
     os.umask(0o077)  # what it writes are conversations
     # For llama.cpp's own code, which reads the C environment. Without a debugger's backtrace it dies at once, and

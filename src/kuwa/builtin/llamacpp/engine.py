@@ -11,16 +11,16 @@ import asyncio
 import os
 import re
 import secrets
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeVar
 
 import msgspec
 
 from kuwa.builtin.llamacpp.child import ChildConfig
 from kuwa.executor.supervision import Child, Supervisor
 from kuwa.http.client import StreamedResponse, open_stream
-from kuwa.wire import sse
+from kuwa.http.events import NoEnd, read_events
 from kuwa.wire.errors import (
     BadUpstream,
     ContextLengthExceeded,
@@ -33,6 +33,10 @@ from kuwa.wire.errors import (
     UpstreamLost,
     UpstreamTimeout,
 )
+from kuwa.wire.json import BadJson, decode, fields_in
+from kuwa.wire.openai import Error, count_of, decode_whole
+
+T = TypeVar("T")
 
 CALL_TIMEOUT_S = 60.0
 """For calls that need no model: rendering a template, tokenizing."""
@@ -49,9 +53,12 @@ class EngineError(msgspec.Struct, frozen=True):
     n_prompt_tokens: int = 0
     n_ctx: int = 0
 
-
-class ErrorBody(msgspec.Struct, frozen=True):
-    error: EngineError = EngineError()
+    @classmethod
+    def of(cls, value: object) -> EngineError:
+        """What stands under `error`, with the figures that only llama.cpp gives."""
+        error, fields = Error.of(value) or Error(), fields_in(value)
+        tokens, context = count_of(fields.get("n_prompt_tokens")), count_of(fields.get("n_ctx"))
+        return cls(error.message, error.type, tokens or 0, context or 0)
 
 
 _ERROR = re.compile(r"[\d.]+ E +|(?=.*GGML_ASSERT)")
@@ -67,11 +74,7 @@ _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process")
 UNREADABLE = "does not match the expected"
 """What llama.cpp says of an answer of the model's that it cannot read."""
 
-_DATA = b"data: "
-_DONE = _DATA + sse.DONE
-_ERROR_DATA = b'data: {"error"'
-
-_decode_error = msgspec.json.Decoder(ErrorBody).decode
+_ERROR_DATA = b'{"error"'
 
 
 async def _started(config: ChildConfig) -> Child:
@@ -86,13 +89,17 @@ class Engine(Supervisor):
     def __init__(self, config: ChildConfig) -> None:
         super().__init__("llama.cpp", config.model_path, lambda: _started(config))
 
-    async def call(self, path: str, payload: dict[str, Any], *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+    async def call(self, path: str, payload: dict[str, Any]) -> Any:
         """POST `payload` to the child and decode its whole answer. Raises EngineLost and the child's errors."""
-        return await self._whole("POST", path, payload, timeout_s)
+        return await self._whole("POST", path, payload, CALL_TIMEOUT_S, decode)
+
+    async def ask(self, path: str, payload: dict[str, Any], read: Callable[[bytes], T], *, timeout_s: float) -> T:
+        """POST `payload` and `read` the whole answer, BadJson meaning that it is none. Raises as `call` does."""
+        return await self._whole("POST", path, payload, timeout_s, read)
 
     async def get(self, path: str) -> Any:
         """What the child says of itself at `/props`, `/slots` and the like. Raises as `call` does."""
-        return await self._whole("GET", path, None, CALL_TIMEOUT_S)
+        return await self._whole("GET", path, None, CALL_TIMEOUT_S, decode)
 
     async def events(self, path: str, payload: dict[str, Any]) -> AsyncGenerator[bytes]:
         """POST `payload`, which asks for a stream, and yield the data of its events up to `[DONE]`.
@@ -101,29 +108,25 @@ class Engine(Supervisor):
         child dies, and the child's own errors as ours.
         """
         async with self._open("POST", path, payload) as (child, response):
-            held = b""
             errs = False  # its own error is the last event that it sends
-            async for piece in response:
-                # llama.cpp's events are one line of data each. This is the hot path: no reader for all kinds of events.
-                *events, held = (held + piece).split(b"\n\n")
-                if len(held) > sse.MAX_EVENT_BYTES:
-                    raise BadUpstream("The llama.cpp engine sent an event without an end.")
-                for event in events:
-                    if event == _DONE:
-                        return
-                    if event.startswith(_DATA):
+            try:
+                async with aclosing(read_events(response, "The llama.cpp engine")) as events:
+                    async for datas in events:
                         child.answered = True
-                        errs = event.startswith(_ERROR_DATA)
-                        yield event[len(_DATA) :]
-        if path in ENDS_WITHOUT_DONE or errs:
-            return
-        raise EngineLost("The llama.cpp engine ended its answer without an end.")
+                        errs = datas[-1].startswith(_ERROR_DATA)
+                        for data in datas:
+                            yield data
+            except NoEnd as error:
+                if path not in ENDS_WITHOUT_DONE and not errs:
+                    raise EngineLost("The llama.cpp engine ended its answer without an end.") from error
 
-    async def _whole(self, method: str, path: str, payload: dict[str, Any] | None, timeout_s: float) -> Any:
+    async def _whole(
+        self, method: str, path: str, payload: dict[str, Any] | None, timeout_s: float, read: Callable[[bytes], T]
+    ) -> T:
         try:
             async with asyncio.timeout(timeout_s), self._open(method, path, payload) as (_, response):
-                return msgspec.json.decode(await response.read(MAX_ANSWER_BYTES))
-        except (TimeoutError, msgspec.MsgspecError) as error:
+                return read(await response.read(MAX_ANSWER_BYTES))
+        except (TimeoutError, BadJson) as error:
             raise BadUpstream(f"The llama.cpp engine gave no sound answer to {path}.") from error
 
     @asynccontextmanager
@@ -145,8 +148,8 @@ class Engine(Supervisor):
 def refusal(status: int, body: bytes) -> KuwaError:
     """What the child answered with an error status, as an error of ours."""
     try:
-        error = _decode_error(body).error
-    except msgspec.MsgspecError:
+        error = EngineError.of(decode_whole(body).fault)
+    except BadJson:
         error = EngineError()
     return engine_error(status, error)
 

@@ -28,7 +28,8 @@ from kuwa.executor.prompt import (
     with_system_prompt,
 )
 from kuwa.executor.request import Embeddings, EmbedRequest, Ranking, RerankRequest
-from kuwa.wire.errors import KuwaError, Unsupported
+from kuwa.wire.errors import BadUpstream, KuwaError, Unsupported
+from kuwa.wire.openai import scores_in, vectors_in
 
 if TYPE_CHECKING:
     from kuwa.builtin.llamacpp.calls import Enforced
@@ -270,17 +271,18 @@ class LlamaCppExecutor(LLMExecutor):
             raise Unsupported("This model's embeddings have one size; leave out dimensions.", param="dimensions")
         for text in request.inputs:
             self._check_prompt((text,) if isinstance(text, str) else (), "input")
-        found = await self._engine.call("/v1/embeddings", {"input": request.inputs}, timeout_s=EMBED_TIMEOUT_S)
-        vectors = sorted(found["data"], key=lambda each: each["index"])
-        return Embeddings([each["embedding"] for each in vectors], found["usage"]["prompt_tokens"])
+        asked = {"input": request.inputs}
+        found = await self._engine.ask("/v1/embeddings", asked, vectors_in, timeout_s=EMBED_TIMEOUT_S)
+        return Embeddings(*found)
 
     async def rerank(self, request: RerankRequest) -> Ranking:
         if not self._embeds:
             raise Unsupported("This model does not rerank; start it with --pooling rank.")
         asked = {"query": request.query, "documents": request.documents}
-        found = await self._engine.call("/v1/rerank", asked, timeout_s=EMBED_TIMEOUT_S)
-        scores = {each["index"]: each["relevance_score"] for each in found["results"]}
-        return Ranking([scores[index] for index in range(len(request.documents))], found["usage"]["prompt_tokens"])
+        scores, tokens = await self._engine.ask("/v1/rerank", asked, scores_in, timeout_s=EMBED_TIMEOUT_S)
+        if len(scores) != len(request.documents):
+            raise BadUpstream(f"The llama.cpp engine scored {len(scores)} of {len(request.documents)} documents.")
+        return Ranking(scores, tokens)
 
     async def _fitting(self, request: Request) -> list[Message]:
         """The request's messages with the executor's system prompt, trimmed or refused where they are too long."""

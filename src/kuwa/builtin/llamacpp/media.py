@@ -10,10 +10,11 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable
-from typing import Any, cast
 
 from kuwa.executor.prompt import Message
 from kuwa.wire.errors import InvalidRequest, Unsupported
+from kuwa.wire.json import fields_in
+from kuwa.wire.openai import parts_of, url_of
 
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 _SCHEME_SHOWN = 20
@@ -22,25 +23,19 @@ _SCHEME_SHOWN = 20
 def check_media(messages: Iterable[Message]) -> None:
     """Raises Unsupported for an image that lies elsewhere, InvalidRequest for one (or a sound) that is none."""
     for index, message in enumerate(messages):
-        content = message.get("content")
-        if not isinstance(content, list):
-            continue
-        for part_index, part in enumerate(cast("list[Any]", content)):
-            if not isinstance(part, dict):
-                continue
+        for part_index, part in enumerate(parts_of(message.get("content"))):
             where = f"messages[{index}].content[{part_index}]"
-            match cast("Message", part).get("type"):
+            match part.get("type"):
                 case "image_url":
-                    _check_image(cast("Message", part), where)
+                    _check_image(part, where)
                 case "input_audio":
-                    _check_sound(cast("Message", part), where)
+                    _check_sound(part, where)
                 case _:
                     pass
 
 
 def _check_image(part: Message, where: str) -> None:
-    image = part.get("image_url")
-    url = cast("Message", image).get("url") if isinstance(image, dict) else image
+    url = url_of(part, "image_url")
     if not isinstance(url, str):
         raise InvalidRequest(f"{where} is an image without a URL.", param=where)
     head = _DATA_URI.match(url)
@@ -55,8 +50,7 @@ def _check_image(part: Message, where: str) -> None:
 
 def _check_sound(part: Message, where: str) -> None:
     """Its data is base64 and nothing else: an address there would be fetched as that of an image."""
-    sound = part.get("input_audio")
-    data = cast("Message", sound).get("data") if isinstance(sound, dict) else None
+    data = fields_in(part.get("input_audio")).get("data")
     if not isinstance(data, str):
         raise InvalidRequest(f"{where} is a sound without data.", param=where)
     _check_base64(data, where)

@@ -19,6 +19,7 @@ import msgspec
 from kuwa.executor.hub import CannotDownload, cached, download, parse
 from kuwa.executor.hub_progress import shown
 from kuwa.executor.leash import die_with
+from kuwa.wire.json import BadJson, decode
 
 FAILED = 1
 
@@ -59,8 +60,8 @@ async def pulled(model: str) -> Pulled:
     )
     try:
         said, _ = await process.communicate()
-        return msgspec.json.decode(said, type=Pulled)
-    except msgspec.MsgspecError:
+        return decode(said, Pulled)
+    except BadJson:
         return Pulled(error=f"the download of {model} ended without a word (status {process.returncode})")
     finally:
         if process.returncode is None:

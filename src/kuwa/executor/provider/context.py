@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from kuwa.executor.prompt import Message, trim_oldest
 from kuwa.wire.errors import ContextLengthExceeded
+from kuwa.wire.json import is_list, is_object
 
 # Characters (outside ASCII: bytes of UTF-8) that one token holds, chosen low. Byte-pair tokenizers give a common
 # word a token, a punctuation mark often one of its own, and a rare character up to one per byte.
@@ -44,8 +45,8 @@ def message_tokens(message: Message) -> int:
     """One message with all that belongs to it: parts, images (a flat estimate each), tool calls."""
     tokens = TOKENS_PER_MESSAGE
     for name, value in message.items():
-        if name == "content" and isinstance(value, list):
-            tokens += sum(_part_tokens(part) for part in cast("list[Any]", value))
+        if name == "content" and is_list(value):
+            tokens += sum(_part_tokens(part) for part in value)
         elif isinstance(value, str):
             tokens += text_tokens(value)
         elif value is not None:
@@ -54,9 +55,9 @@ def message_tokens(message: Message) -> int:
 
 
 def _part_tokens(part: Any) -> int:
-    if not isinstance(part, Mapping):
+    if not is_object(part):
         return text_tokens(str(part))
-    text = cast("Mapping[str, Any]", part).get("text")
+    text: object = part.get("text")
     return text_tokens(text) if isinstance(text, str) else TOKENS_PER_MEDIUM
 
 

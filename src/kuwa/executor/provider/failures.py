@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 from kuwa.wire.errors import (
@@ -28,6 +28,7 @@ from kuwa.wire.errors import (
     RequestTooLarge,
     UpstreamTimeout,
 )
+from kuwa.wire.json import fields_in, items_in
 from kuwa.wire.redaction import Redactor
 
 MAX_WORDS = 2000
@@ -127,7 +128,7 @@ def _refused_request(
 
 def broken_event(error: object, origin: Origin) -> KuwaError:
     """The error for an error object that the provider sent inside its stream."""
-    return BadUpstream(f"{origin.base_url} broke off its answer: {origin.quote(_message(_mapping(error), error))}")
+    return BadUpstream(f"{origin.base_url} broke off its answer: {origin.quote(_message(fields_in(error), error))}")
 
 
 def not_a_stream(content_type: str, origin: Origin) -> KuwaError:
@@ -176,14 +177,14 @@ def _seconds_until(date: str, now: datetime) -> float:
 
 def _error_object(body: object) -> Mapping[str, Any]:
     """`{"error": {…}}` is OpenAI's shape; some servers send the inner object alone."""
-    outer = _mapping(body)
-    return _mapping(outer.get("error")) or outer
+    outer = fields_in(body)
+    return fields_in(outer.get("error")) or outer
 
 
 def _details(error: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Google's `details`: objects that say more than the status."""
     details = error.get("details")
-    return [_mapping(detail) for detail in cast("list[object]", details)] if isinstance(details, list) else []
+    return [fields_in(detail) for detail in items_in(details)]
 
 
 def _llama_figures(error: Mapping[str, Any]) -> str:
@@ -206,7 +207,3 @@ def _message(error: Mapping[str, Any], body: object) -> str:
     if isinstance(body, str):
         return "a web page, no API's answer." if body.lstrip().startswith("<") else body.strip()
     return ""
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
