@@ -17,7 +17,14 @@ import struct
 import sys
 
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"word "},"finish_reason":null}]}\n\n'
+STOP = b'data: {"choices":[{"index":0,"delta":null,"finish_reason":"stop"}],"usage":null}\n\n'
+NULLS = b'data: {"choices":[{"index":0,"delta":null,"text":null,"finish_reason":""}],"error":null,"usage":null}\n\n'
+USAGE = b'data: {"choices":null,"usage":{"prompt_tokens":3.0,"completion_tokens":-1,"prompt_tokens_details":null}}\n\n'
+DONE = b"data: [DONE]\n\n"
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+DEEP = b"[" * 50_000 + b"]" * 50_000
 
 
 def chunk(data: bytes) -> bytes:
@@ -32,6 +39,16 @@ FIXED = {
     "clean_end_without_finish": STREAM + chunk(EVENT) + b"0\r\n\r\n",
     "html": b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 15\r\n\r\n<h1>Hello</h1>\n",
     "two_lengths": b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello",
+    "deep_event": STREAM + chunk(EVENT) + chunk(b'data: {"choices":' + DEEP + b"}\n\n") + b"0\r\n\r\n",
+    "deep_first_event": STREAM + chunk(b'data: {"choices":' + DEEP + b"}\n\n") + b"0\r\n\r\n",
+    "deep_error": b"HTTP/1.1 500 Oh\r\ncontent-length: %d\r\n\r\n" % (len(DEEP) + 10) + b'{"error":' + DEEP + b"}",
+    "deep_whole": b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (len(DEEP) + 10) + b'{"usage":' + DEEP + b"}",
+    "bad_utf8": STREAM + chunk(b'data: {"choices":[{"finish_reason":"\xff"}]}\n\n') + b"0\r\n\r\n",
+    "wrong_types": STREAM + chunk(b'data: {"choices":{"delta":7}}\n\n') + b"0\r\n\r\n",
+    "byte_order_mark": STREAM + chunk(b"\xef\xbb\xbf" + EVENT + STOP + DONE) + b"0\r\n\r\n",
+    "carriage_returns": STREAM + chunk((EVENT + STOP + DONE).replace(b"\n", b"\r")) + b"0\r\n\r\n",
+    "no_type": STREAM.replace(b"content-type: text/event-stream\r\n", b"") + chunk(EVENT + STOP + DONE) + b"0\r\n\r\n",
+    "nulls": STREAM + chunk(NULLS + EVENT + STOP + USAGE + DONE) + b"0\r\n\r\n",
     "failing": b"HTTP/1.1 500 Oh\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
     "error_event": STREAM + chunk(b'data: {"error":{"message":"no memory","code":"oom"}}\n\n') + b"0\r\n\r\n",
 }

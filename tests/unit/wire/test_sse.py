@@ -60,3 +60,36 @@ def test_an_event_beyond_the_bound_is_refused_whether_in_one_line_or_many() -> N
         reader = sse.SseReader(max_event_bytes=64)
         with pytest.raises(sse.EventTooLong):
             list(reader.feed(piece))
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+@pytest.mark.parametrize("start", [b"", sse.BOM])
+def test_events_are_the_same_whatever_ends_their_lines(end: bytes, start: bytes) -> None:
+    lines = [b'data: {"a":1}', b"", b": ping", b"", b"data:one", b"data: two", b"", b"data: [DONE]", b"", b""]
+    stream = start + end.join(lines)
+    datas = [b'{"a":1}', b"one\ntwo", b"[DONE]"]
+    assert [event.data for event in read([stream])] == datas
+    blocks = sse.blocks_of(stream.removeprefix(sse.BOM))
+    assert [data for block in blocks if (data := sse.data_of(block))] == datas
+    for cut in range(len(stream)):
+        assert [event.data for event in read([stream[:cut], stream[cut:]])] == datas
+
+
+@given(st.lists(st.sampled_from([b"\n", b"\r", b"\r\n", b"data: x", b"data:", b":c", b"\xef\xbb\xbf"]), max_size=30))
+def test_blocks_keep_every_byte_and_hold_what_the_reader_reads(pieces: list[bytes]) -> None:
+    stream = b"".join(pieces)
+    whole = stream[: sse.whole_events(stream)]
+    blocks = sse.blocks_of(whole)
+    assert b"".join(blocks) == whole
+    first = [whole.removeprefix(sse.BOM)] if whole else []
+    found = [sse.data_of(block) for one in first for block in sse.blocks_of(one)]
+    assert [data for data in found if data] == [event.data.strip() for event in read([stream]) if event.data.strip()]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "may_be"),
+    [(b"text/event-stream", True), (b"Text/Event-Stream ; charset=utf-8", True), (b"", True), (b"text/html", False),
+     (b"text/event-streams", False)],
+)  # fmt: skip
+def test_which_content_types_may_be_events(content_type: bytes, may_be: bool) -> None:
+    assert sse.is_event_stream(content_type) is may_be
