@@ -1,4 +1,4 @@
-"""Servers behind `--upstream` whose answers are odd or broken: every client is answered at once, and the next one too."""
+"""Servers behind `--upstream` whose answers are odd or broken: every client is answered at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from calls import chat, chat_text, stream_chat
+from calls import DONE, chat, old_chat, stream_chat
 from processes import REPOSITORY, Kernel, Stage, until
 
 HOSTILE = str(REPOSITORY / "tests" / "fakes" / "hostile_upstream.py")
@@ -43,8 +43,7 @@ def test_an_event_that_cannot_be_read_ends_a_stream_that_has_begun(stage: Stage)
     kernel = kernel_before(stage, "deep_event")
     began = time.monotonic()
     with stream_chat(kernel.url, "odd", "hi") as stream:
-        said = b"".join(iter(stream.read1, b"")) if hasattr(stream, "read1") else stream.read()
-    assert b"bad_upstream" in said
+        assert b"bad_upstream" in stream.read()
     assert time.monotonic() - began < 5
     assert "Traceback" not in kernel.process.log
 
@@ -52,5 +51,9 @@ def test_an_event_that_cannot_be_read_ends_a_stream_that_has_begun(stage: Stage)
 @pytest.mark.parametrize("kind", ["byte_order_mark", "carriage_returns", "no_type", "nulls"])
 def test_an_odd_stream_is_a_stream(stage: Stage, kind: str) -> None:
     kernel = kernel_before(stage, kind)
-    assert chat_text(kernel.url, "odd", "hi") == "word "
-    assert kernel.idle("odd")
+    with old_chat(kernel.url, "odd", "hi") as raw:
+        assert raw.read() == b"word "
+    with stream_chat(kernel.url, "odd", "hi") as stream:
+        assert (stream.header("content-type") or "").startswith("text/event-stream")
+        assert list(stream.datas())[-1] == DONE
+    until(lambda: kernel.idle("odd"), "the slot was free")
