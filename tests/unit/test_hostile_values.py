@@ -17,7 +17,6 @@ from kuwa.builtin.llamacpp import engine
 from kuwa.builtin.llamacpp.answer import Answer as LlamaAnswer
 from kuwa.client.client import Client as KernelClient
 from kuwa.client.client import _deltas
-from kuwa.client.report import decode_report
 from kuwa.executor import RawAnswer, RawEvent, Request
 from kuwa.executor.answer import Events, RawText, Whole
 from kuwa.executor.intake import Intake
@@ -36,6 +35,7 @@ from kuwa.kernel.wires.v1 import form_from_openai
 from kuwa.wire import form, lease, openai
 from kuwa.wire.errors import InvalidRequest, KuwaError
 from kuwa.wire.json import BadJson, decode
+from kuwa.wire.report import decode_report
 from kuwa.wire.resume import Announcement
 from unit.kernel.test_relay import DONE, EVENTS, JSON, ROLE, STOP, WORDS, Client, Clock
 
