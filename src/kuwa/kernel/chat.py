@@ -34,8 +34,9 @@ from kuwa.kernel.identity import brought_keys
 from kuwa.kernel.policy import PolicyName, Trail
 from kuwa.kernel.quarantine import Quarantine
 from kuwa.kernel.queue import Ticket
-from kuwa.kernel.registry import Registry, Replica
+from kuwa.kernel.registry import Registry
 from kuwa.kernel.relay import Clock, EventRelay, Reader, Relay, WholeRelay
+from kuwa.kernel.replica import Replica
 from kuwa.kernel.resume import Journal, Journals
 from kuwa.kernel.story import Steps, Story
 from kuwa.kernel.verdict import Verdict, judge

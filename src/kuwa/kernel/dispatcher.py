@@ -18,7 +18,8 @@ from itertools import islice
 
 from kuwa.kernel.policy import PolicyName, policy_named
 from kuwa.kernel.queue import FairQueue, Ticket, Weights
-from kuwa.kernel.registry import UNLIMITED, Registry, Replica, State
+from kuwa.kernel.registry import Registry
+from kuwa.kernel.replica import UNLIMITED, Replica, State
 from kuwa.kernel.trail import of_session
 from kuwa.wire.errors import KuwaError, ModelNotFound, NoReplica, QueueFull
 from kuwa.wire.names import MAX_ACCESS_CODE

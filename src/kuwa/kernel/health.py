@@ -19,7 +19,8 @@ import structlog
 from kuwa.http.client import fetch
 from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.queue import Ticket
-from kuwa.kernel.registry import Answer, Registry, Replica
+from kuwa.kernel.registry import Answer, Registry
+from kuwa.kernel.replica import Replica
 from kuwa.wire.errors import KuwaError
 
 TICK_S = 0.25

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from kuwa.kernel.dispatcher import Dispatcher
-from kuwa.kernel.registry import STATES, UNLIMITED, Registry
+from kuwa.kernel.registry import Registry
+from kuwa.kernel.replica import STATES, UNLIMITED
 from kuwa.wire.errors import CODES
 from kuwa.wire.lease import MAX_TOKENS
 

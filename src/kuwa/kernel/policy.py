@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 from math import inf
 from typing import Literal
 
-from kuwa.kernel.registry import UNLIMITED, Replica
+from kuwa.kernel.replica import UNLIMITED, Replica
 
 PolicyName = Literal["least_loaded", "prefix", "session"]
 POLICIES: tuple[PolicyName, ...] = ("least_loaded", "prefix", "session")

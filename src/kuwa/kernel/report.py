@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from kuwa import __version__
 from kuwa.kernel.dispatcher import Dispatcher
-from kuwa.kernel.registry import UNLIMITED, Registry, Replica
+from kuwa.kernel.registry import Registry
+from kuwa.kernel.replica import UNLIMITED, Replica
 from kuwa.wire import report as wire
 from kuwa.wire.report import About, OldStatus, Queue, Report
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from kuwa.http.upstream_connection import Unanswered
 from kuwa.kernel.refusals import PassedOn, error_from_answer
-from kuwa.kernel.registry import Replica
 from kuwa.kernel.relay import Relay
+from kuwa.kernel.replica import Replica
 from kuwa.kernel.resume import StreamDiffers
 from kuwa.wire.errors import (
     Draining,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kuwa.kernel.breaker import FAILURES, LONGEST_PAUSE_S, Breaker
-from kuwa.kernel.registry import Registry, Replica
+from kuwa.kernel.registry import Registry
+from kuwa.kernel.replica import Replica
 from kuwa.wire.lease import Dialects, Registration
 
 

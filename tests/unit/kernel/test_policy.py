@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kuwa.kernel.policy import AHEAD, COMMON, FOLLOWED, NEAR, NOMINAL_SLOTS, Follow, LeastLoaded, Trail, load_of
-from kuwa.kernel.registry import UNLIMITED, Replica
+from kuwa.kernel.replica import UNLIMITED, Replica
 
 
 def replica(name: str, slots: int = 1, running: int = 0) -> Replica:

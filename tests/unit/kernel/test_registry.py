@@ -5,7 +5,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kuwa.kernel.registry import Registry, Replica
+from kuwa.kernel.registry import Registry
+from kuwa.kernel.replica import Replica
 from kuwa.wire.errors import InvalidRequest
 from kuwa.wire.lease import Dialects, ExecutorState, Load, Registration
 

@@ -8,7 +8,7 @@ import msgspec
 
 from kuwa.kernel.call import Call
 from kuwa.kernel.identity import without_provider_key
-from kuwa.kernel.registry import Replica
+from kuwa.kernel.replica import Replica
 from kuwa.wire import form as form_wire
 from kuwa.wire.errors import InvalidRequest
 
