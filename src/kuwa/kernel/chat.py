@@ -137,7 +137,7 @@ class Chat:
                 if relay.error is None and relay.refusal is None:
                     break
                 failure = self._failed(call, replica, relay, failure)
-            if not replica.breaker.closed or self._quarantine.suspects:
+            if replica.breakers or self._quarantine.suspects:
                 self._went_well(call, replica)
             self._settle(call, "ok")
         except Exception as raised:
@@ -188,9 +188,10 @@ class Chat:
         """Send the request to `replica`; the relay wakes the story when the answer has come to its end."""
         wire = wire_of(replica)
         url, content_type, body = wire.request(call, replica)
-        key = (url, content_type, replica.authorization, replica.resumes)
+        facts = replica.facts
+        key = (url, content_type, facts.authorization, facts.resumes)
         route = self._routes.get(key) or self._new_route(key)
-        if replica.resumes and not call.whole and call.journal is None:
+        if facts.resumes and not call.whole and call.journal is None:
             call.journal = Journal(self._journals)
         if call.replay is not None:
             body = call.replay.request(body)
@@ -215,7 +216,7 @@ class Chat:
             reader,
             call.renderer,
             include_usage=call.include_usage,
-            journal=call.journal if replica.resumes else None,
+            journal=call.journal if replica.facts.resumes else None,
             replay=call.replay,
         )
 
@@ -256,7 +257,7 @@ class Chat:
         code = call.access_code
         if call.relay is None or call.relay.begun:
             return failure
-        if not all(replica.breaker.tripped for replica in self._registry.replicas(code)):
+        if not self._registry.faults.all_failing(code):
             return failure
         return NoReplica(f"Every executor of the model {code!r} is failing at present. {failure.message}")
 
@@ -276,8 +277,8 @@ class Chat:
         call.resumes += 1
 
     def _went_well(self, call: Call, replica: Replica) -> None:
-        if not replica.breaker.closed:
-            self._registry.worked(replica)
+        if replica.breakers:
+            self._registry.faults.worked(replica, call.access_code)
             settle(self._registry, self._dispatcher, self._clock.time())
         self._quarantine.cleared(call.access_code, call.body)
 
@@ -289,7 +290,7 @@ class Chat:
         if verdict.elsewhere:
             log.warning("request %s failed at %s: %s", call.id, replica.address, said)
         if verdict.fault:
-            self._registry.failed(replica, now, said)
+            self._registry.faults.failed(replica, call.access_code, call.own_id, now, said)
         if verdict.refused or verdict.death:
             self._registry.doubt(replica, now)
         settle(self._registry, self._dispatcher, now)

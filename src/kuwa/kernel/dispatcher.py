@@ -5,7 +5,8 @@ holds at most one slot. What cannot run now waits in the queue of its access cod
 The registry says which replicas are alive, the policy chooses among those with a free slot. Nothing here does I/O
 or calls back: each method returns the tickets that it settled, and its caller calls their `granted`.
 
-A replica that is to get no requests for a while is one whose state in the registry is not `ready`.
+A replica gets requests of an access code while its state is `ready` and its breaker for that code admits one: on trial
+it is offered to one request at a time.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 
+from kuwa.kernel.lifecycle import State
 from kuwa.kernel.policy import PolicyName, policy_named
 from kuwa.kernel.queue import FairQueue, Ticket, Weights
 from kuwa.kernel.registry import Registry
-from kuwa.kernel.replica import UNLIMITED, Replica, State
+from kuwa.kernel.replica import UNLIMITED, Replica
 from kuwa.kernel.trail import of_session
 from kuwa.wire.errors import KuwaError, ModelNotFound, NoReplica, QueueFull
 from kuwa.wire.names import MAX_ACCESS_CODE
@@ -78,7 +80,16 @@ class _Pool:
 
     def worth_waiting(self, excluded: AbstractSet[str]) -> bool:
         """Whether a replica other than those `excluded` may have a free slot soon."""
-        return any(r.state in _WORTH_WAITING and r.id not in excluded for r in self.replicas)
+        code = self.access_code
+        return any(r.state_at(code) in _WORTH_WAITING and r.id not in excluded for r in self.replicas)
+
+    def offer(self, replica: Replica) -> None:
+        """Bring the order in line with the replica's state, its slots, and its breaker."""
+        breaker = replica.breakers.get(self.access_code)
+        if breaker is None or breaker.admits:
+            self.policy.update(replica)
+        else:
+            self.policy.discard(replica)
 
     def serve_one(self) -> tuple[Ticket, Replica] | None:
         """The next ticket that a replica is free for, taken out of the queue, with that replica."""
@@ -170,6 +181,8 @@ class Dispatcher:
         if ticket.key is not None:
             self._keyed.pop(ticket, None)
         replica.running -= 1
+        if replica.breakers:
+            self._end_trial(ticket, replica)
         pools = self._pools_of.get(replica, ())
         anyone = False
         for pool in pools:
@@ -222,7 +235,7 @@ class Dispatcher:
         if pool is None:
             raise self._unserved(access_code)
         held = self._reservations.pop((access_code, key), None)
-        if held is not None and _usable(held.ticket.replica):
+        if held is not None and _usable(held.ticket):
             held.until = now + RESERVATION_S
             self._reservations[access_code, key] = held
             return True
@@ -279,9 +292,25 @@ class Dispatcher:
         replica.running += 1
         for pool in self._pools_of[replica]:
             pool.policy.took(replica)
+        if replica.breakers:
+            self._begin_trial(ticket, replica)
         if ticket.key is not None:
             self._keyed[ticket] = None
         return replica
+
+    def _begin_trial(self, ticket: Ticket, replica: Replica) -> None:
+        breaker = replica.breakers.get(ticket.access_code)
+        if breaker is not None and breaker.half_open:
+            breaker.trial = ticket
+            self._pools[ticket.access_code].offer(replica)
+
+    def _end_trial(self, ticket: Ticket, replica: Replica) -> None:
+        breaker = replica.breakers.get(ticket.access_code)
+        if breaker is not None and breaker.trial is ticket:
+            breaker.trial = None
+            pool = self._pools.get(ticket.access_code)
+            if pool is not None and replica in pool.replicas:
+                pool.offer(replica)
 
     def _serve(self, pools: tuple[_Pool, ...]) -> list[Ticket]:
         """Grant what can be granted. Access codes that share a replica take turns at its slots."""
@@ -305,11 +334,14 @@ class Dispatcher:
         if held is None:
             return None
         replica = held.ticket.replica
-        if replica is None or not _usable(replica) or replica.id in ticket.excluded:
+        if replica is None or not _usable(held.ticket) or replica.id in ticket.excluded:
             return None
         del self._reservations[ticket.access_code, key]
         held.ticket.replica = None
         del self._keyed[held.ticket]
+        breaker = replica.breakers.get(ticket.access_code)
+        if breaker is not None and breaker.trial is held.ticket:
+            breaker.trial = ticket
         ticket.replica = replica
         self._keyed[ticket] = None
         return replica
@@ -332,7 +364,7 @@ class Dispatcher:
                 pool.policy.discard(replica)
         for pool in pools:
             pool.replicas[replica] = None
-            pool.policy.update(replica)
+            pool.offer(replica)
             if pool.reserve < replica.slots < UNLIMITED:
                 pool.retries += replica.slots - pool.reserve
                 pool.reserve = replica.slots
@@ -405,7 +437,8 @@ class Dispatcher:
         others = [replica for replica in pool.replicas if replica.id not in excluded]
         if not others and pool.replicas:
             return NoReplica(f"Every executor of the model {name} failed this request; see the kernel's log.")
-        states = {replica.state for replica in others}
+        code = pool.access_code
+        states = {replica.state_at(code) for replica in others}
         if "starting" in states:
             progress = next((r.note for r in others if r.note), "")
             return NoReplica(
@@ -417,7 +450,7 @@ class Dispatcher:
                 "try again in a moment, or start another one."
             )
         if "ejected" in states:
-            note = next((r.note for r in others if r.note), "its health check fails")
+            note = next((note for r in others if (note := r.note_at(code))), "its health check fails")
             return NoReplica(f"The upstream of the model {name} cannot be reached ({note}); check that server.")
         return _gone(pool.access_code)
 
@@ -434,9 +467,10 @@ def _gone(access_code: str) -> NoReplica:
     )
 
 
-def _usable(replica: Replica | None) -> bool:
-    """Whether a slot held there is still worth something."""
-    return replica is not None and replica.state in _WORTH_WAITING
+def _usable(ticket: Ticket) -> bool:
+    """Whether the slot that the ticket holds is still worth something."""
+    replica = ticket.replica
+    return replica is not None and replica.state_at(ticket.access_code) in _WORTH_WAITING
 
 
 def _last_turn(pool: _Pool) -> int:

@@ -61,7 +61,7 @@ def judge(attempt: Relay, replica: Replica) -> Verdict:
     if isinstance(error, StreamDiffers):
         return Verdict(error)
     engine_died = error.code == EngineLost.code
-    lost = isinstance(error, UpstreamLost) and replica.source != "upstream" and replica.state != "draining"
+    lost = isinstance(error, UpstreamLost) and replica.life.one_process and replica.state != "draining"
     if isinstance(error, Unanswered):
         # Either the replica died of the request, or it closed the idle connection that the request was sent over.
         return Verdict(error, elsewhere=True, again=True, death=lost)

@@ -41,4 +41,4 @@ _WIRES: dict[str, ReplicaWire] = {"openai": OpenAIWire(), "v1.0": V1Wire()}
 
 
 def wire_of(replica: Replica) -> ReplicaWire:
-    return _WIRES[replica.wire]
+    return _WIRES[replica.facts.wire]
