@@ -40,7 +40,7 @@ def rows_of(report: Report | None) -> list[Served]:
     """The lines of the replicas in the report; none without one."""
     if report is None:
         return []
-    return [Served(code, replica.kind, replica.state, replica.endpoint) for code, replica in report.rows()]
+    return [Served(code, replica.kind, replica.state_at(code), replica.endpoint) for code, replica in report.rows()]
 
 
 class Screen:

@@ -157,7 +157,7 @@ class Fleet:
             elif codes:
                 report = await self._report()
                 for code, replica in report.rows() if report is not None else ():
-                    if replica.state == "ready" and code in codes:
+                    if replica.state_at(code) == "ready" and code in codes:
                         self._is_ready(codes[code], replica.since_s)
 
     def _is_ready(self, name: str, since_s: float = 0.0) -> None:

@@ -20,10 +20,8 @@ import logging
 from collections.abc import Generator
 from typing import Any, Protocol, cast
 
-import msgspec
-
 from kuwa.http.client import fetch
-from kuwa.http.origin import Origin, UpstreamRequest
+from kuwa.http.origin import UpstreamRequest
 from kuwa.http.upstream import UpstreamPool
 from kuwa.kernel import deadlines
 from kuwa.kernel.accounting import Ledger, Outcome
@@ -32,15 +30,16 @@ from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.health import settle
 from kuwa.kernel.identity import brought_keys
 from kuwa.kernel.policy import PolicyName, Trail
-from kuwa.kernel.quarantine import Quarantine
+from kuwa.kernel.quarantine import Quarantine, digest_of
 from kuwa.kernel.queue import Ticket
-from kuwa.kernel.registry import Registry, Replica
+from kuwa.kernel.registry import Registry
 from kuwa.kernel.relay import Clock, EventRelay, Reader, Relay, WholeRelay
+from kuwa.kernel.replica import Replica
 from kuwa.kernel.resume import Journal, Journals
+from kuwa.kernel.routes import Routes
 from kuwa.kernel.story import Steps, Story
 from kuwa.kernel.verdict import Verdict, judge
 from kuwa.kernel.wires import wire_of
-from kuwa.wire import resume
 from kuwa.wire.errors import (
     ClientGone,
     Draining,
@@ -58,17 +57,6 @@ log = logging.getLogger("kuwa.kernel.chat")
 MAX_ATTEMPTS = 3
 MAX_RESUMES = 3
 ABORT_TIMEOUT_S = 2.0
-MAX_ROUTES = 10_000
-
-RouteKey = tuple[str, bytes, bytes, bool]
-"""URL, content type, the Authorization header, and whether streams can be resumed."""
-
-
-class Route(msgspec.Struct, frozen=True):
-    """Where a request goes on its replica: the origin, and the request's head up to the request's id."""
-
-    origin: Origin
-    head: bytes
 
 
 class LaysTrails(Protocol):
@@ -100,7 +88,7 @@ class Chat:
         self._journals = Journals()
         self._first_token_s = first_token_s
         self._calls: dict[str, Call] = {}
-        self._routes: dict[RouteKey, Route] = {}
+        self._routes = Routes()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.draining = False
 
@@ -136,12 +124,12 @@ class Chat:
                 if relay.error is None and relay.refusal is None:
                     break
                 failure = self._failed(call, replica, relay, failure)
-            if not replica.breaker.closed or self._quarantine.suspects:
+            if replica.breakers or call.blamed or self._quarantine.suspects:
                 self._went_well(call, replica)
             self._settle(call, "ok")
         except Exception as raised:
             label, error = _ending(raised)
-            if label == InternalError.code:
+            if isinstance(error, InternalError):
                 log.exception("request %s failed inside the kernel", call.id)
             self._settle(call, label)
             if error is not None:
@@ -187,9 +175,10 @@ class Chat:
         """Send the request to `replica`; the relay wakes the story when the answer has come to its end."""
         wire = wire_of(replica)
         url, content_type, body = wire.request(call, replica)
-        key = (url, content_type, replica.authorization, replica.resumes)
-        route = self._routes.get(key) or self._new_route(key)
-        if replica.resumes and not call.whole and call.journal is None:
+        facts = replica.facts
+        key = (url, content_type, facts.authorization, facts.resumes)
+        route = self._routes.get(key) or self._routes.new(key)
+        if facts.resumes and not call.whole and call.journal is None:
             call.journal = Journal(self._journals)
         if call.replay is not None:
             body = call.replay.request(body)
@@ -214,7 +203,7 @@ class Chat:
             reader,
             call.renderer,
             include_usage=call.include_usage,
-            journal=call.journal if replica.resumes else None,
+            journal=call.journal if replica.facts.resumes else None,
             replay=call.replay,
         )
 
@@ -246,6 +235,10 @@ class Chat:
             call.refused_attempts += 1
         elif call.attempts - call.refused_attempts >= MAX_ATTEMPTS:
             raise self._last_word(call, failure)
+        if verdict.answered and call.replay is None:
+            if self._registry.faults.all_failing(call.access_code):
+                raise self._last_word(call, failure)  # the others would only fail once more
+            call.excluded |= self._registry.faults.doubtful(call.access_code, call.excluded | {replica.id})
         if not verdict.again:
             call.excluded |= {replica.id}
         return failure
@@ -255,7 +248,7 @@ class Chat:
         code = call.access_code
         if call.relay is None or call.relay.begun:
             return failure
-        if not all(replica.breaker.tripped for replica in self._registry.replicas(code)):
+        if not self._registry.faults.all_failing(code):
             return failure
         return NoReplica(f"Every executor of the model {code!r} is failing at present. {failure.message}")
 
@@ -275,8 +268,10 @@ class Chat:
         call.resumes += 1
 
     def _went_well(self, call: Call, replica: Replica) -> None:
-        if not replica.breaker.closed:
-            self._registry.worked(replica)
+        if call.blamed:
+            self._prove(call)
+        if replica.breakers:
+            self._registry.faults.worked(replica, call.access_code)
             settle(self._registry, self._dispatcher, self._clock.time())
         self._quarantine.cleared(call.access_code, call.body)
 
@@ -288,13 +283,23 @@ class Chat:
         if verdict.elsewhere:
             log.warning("request %s failed at %s: %s", call.id, replica.address, said)
         if verdict.fault:
-            self._registry.failed(replica, now, said)
+            body = digest_of(call.access_code, call.body)
+            self._registry.faults.blame(replica, call.access_code, body, now, said, answered=verdict.answered)
+            call.blamed = (*call.blamed, (replica, said))
         if verdict.refused or verdict.death:
             self._registry.doubt(replica, now)
         settle(self._registry, self._dispatcher, now)
         if verdict.death and self._counts(call):
             self._quarantine.died(call.access_code, call.body, replica.id, now)
             self._quarantine.check(call.access_code, call.body, now)
+
+    def _prove(self, call: Call) -> None:
+        """Another replica answers this request: that some have failed it was their own fault."""
+        now, body = self._clock.time(), digest_of(call.access_code, call.body)
+        for replica, why in call.blamed:
+            self._registry.faults.proved(replica, call.access_code, body, call.own_id, now, why)
+        call.blamed = ()
+        settle(self._registry, self._dispatcher, now)
 
     def _counts(self, call: Call) -> bool:
         """Whether this death speaks against the request: what kills does so at the same place each time."""
@@ -307,24 +312,6 @@ class Chat:
         return call.replay.done
 
     # ---- what the story stands on --------------------------------------------------------------------------
-
-    def _new_route(self, key: RouteKey) -> Route:
-        url, content_type, authorization, resumes = key
-        origin = Origin.of(url)
-        path = url.partition("://")[2].partition("/")[2]
-        head = b"POST /%b HTTP/1.1\r\nhost: %b\r\ncontent-type: %b\r\n" % (
-            path.encode(),
-            origin.host_header,
-            content_type,
-        )
-        if authorization:
-            head += b"authorization: %b\r\n" % authorization
-        if resumes:
-            head += resume.HEADER + b": 1\r\n"
-        if len(self._routes) >= MAX_ROUTES:
-            self._routes.clear()
-        route = self._routes[key] = Route(origin, head + b"x-kuwa-request-id: ")
-        return route
 
     def settle(self, settled: list[Ticket]) -> None:
         """Tell the stories of tickets that the dispatcher has granted or refused."""
@@ -376,6 +363,8 @@ class Chat:
             elif deadlines.keepalive_due(call, now):
                 call.last_keepalive_at = now
                 self._keep_alive(call, now)
+            if call.blamed and call.replay is None and call.relay is not None and call.relay.begun:
+                self._prove(call)
         self._quarantine.sweep(now)
 
     def _keep_alive(self, call: Call, now: float) -> None:

@@ -1,7 +1,6 @@
 """The kernel's clock: it lets registry and dispatcher know that time has passed, and asks replicas how they are.
 
-Executors of the old wire are asked GET /health, upstreams GET /models; our own renew their lease and are asked only
-after their breaker has opened.
+Whose health is asked, where and when is the affair of `lifecycle`, and of a breaker that has opened.
 `settle` is the one way by which changes of the registry reach the queues; `api/workers` calls it too.
 """
 
@@ -12,14 +11,15 @@ import ssl
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
 
 import structlog
 
 from kuwa.http.client import fetch
 from kuwa.kernel.dispatcher import Dispatcher
+from kuwa.kernel.lifecycle import Answer
 from kuwa.kernel.queue import Ticket
-from kuwa.kernel.registry import Answer, Registry, Replica
+from kuwa.kernel.registry import Registry
+from kuwa.kernel.replica import Replica
 from kuwa.wire.errors import KuwaError
 
 TICK_S = 0.25
@@ -33,9 +33,10 @@ def settle(registry: Registry, dispatcher: Dispatcher, now: float) -> None:
     changed = registry.take_changes()
     for replica in changed:
         log.info(
-            f"executor {replica.state}",
+            f"executor {replica.overall}",
             access_codes=" ".join(replica.access_codes),
             endpoint=replica.address,
+            **({"ejected": replica.ejected} if replica.ejected else {}),
             **({"note": replica.note} if replica.note else {}),
         )
     _wake(dispatcher.changed(changed, now))
@@ -110,7 +111,7 @@ class Watch:
         """What the replica answered, and why not `ok` where it is not."""
         headers = [(b"authorization", replica.authorization)] if replica.authorization else []
         try:
-            response = await fetch("GET", health_url(replica), headers=headers, timeout_s=POLL_TIMEOUT_S, tls=self._tls)
+            response = await fetch("GET", replica.health_url, headers=headers, timeout_s=POLL_TIMEOUT_S, tls=self._tls)
         except KuwaError as error:
             refused = isinstance(error.__cause__, ConnectionRefusedError)
             return ("refused" if refused else "silent"), error.message
@@ -118,12 +119,4 @@ class Watch:
             return "silent", str(error)
         if 200 <= response.status < 300:
             return "ok", ""
-        return "silent", f"GET {health_url(replica)} answered {response.status}"
-
-
-def health_url(replica: Replica) -> str:
-    """What to GET to learn whether the replica works: the root's /health of an executor, /models of an upstream."""
-    if replica.source == "upstream":
-        return f"{replica.base_url}/models"
-    parts = urlsplit(replica.endpoint or replica.base_url)
-    return f"{parts.scheme}://{parts.netloc}/health"
+        return "silent", f"GET {replica.health_url} answered {response.status}"

@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from kuwa.kernel.dispatcher import Dispatcher
-from kuwa.kernel.registry import STATES, UNLIMITED, Registry
+from kuwa.kernel.lifecycle import STATES
+from kuwa.kernel.registry import Registry
+from kuwa.kernel.replica import UNLIMITED
 from kuwa.wire.errors import CODES
 from kuwa.wire.lease import MAX_TOKENS
 
@@ -218,7 +220,7 @@ class Collector:
         slots.add_metric(("reserved",), reserved)
         slots.add_metric(("free",), sum(max(0, r.slots - r.running) for r in alive if r.slots < UNLIMITED))
         replicas = GaugeMetricFamily("kuwa_replicas", "Executors known, by state.", labels=("state",))
-        states = Counter(replica.state for replica in self._registry.all_replicas())
+        states = Counter(replica.overall for replica in self._registry.all_replicas())
         for state in STATES:
             replicas.add_metric((state,), states[state])
         tasks = GaugeMetricFamily("kuwa_tasks", "Tasks of the kernel's event loop, the one that counts included.")

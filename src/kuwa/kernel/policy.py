@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 from math import inf
 from typing import Literal
 
-from kuwa.kernel.registry import UNLIMITED, Replica
+from kuwa.kernel.replica import UNLIMITED, Replica
 
 PolicyName = Literal["least_loaded", "prefix", "session"]
 POLICIES: tuple[PolicyName, ...] = ("least_loaded", "prefix", "session")
@@ -71,7 +71,7 @@ class LeastLoaded:
         """The replica was given a request: the others come before it."""
         if self._levels is not None:
             self.freed(replica)
-        elif len(self._ready) > 1:
+        elif replica in self._ready and len(self._ready) > 1:
             self.update(replica)
 
     def freed(self, replica: Replica) -> None:
@@ -80,7 +80,7 @@ class LeastLoaded:
             self._move(replica, self._levels)
 
     def discard(self, replica: Replica) -> None:
-        """The replica no longer serves this access code."""
+        """The replica no longer serves this access code, or takes no requests of it for now."""
         load = self._ready.pop(replica, None)
         if load is not None and self._levels is not None:
             self._leave(replica, load, self._levels)
@@ -94,8 +94,8 @@ class LeastLoaded:
         lowest = inf
         for replica in self._ready:
             running = replica.running
-            if running < replica.admits and not (excluded and replica.id in excluded):
-                slots = replica.slots
+            slots = replica.facts.slots
+            if running < slots and not (excluded and replica.id in excluded):
                 load = running / (slots if slots < UNLIMITED else NOMINAL_SLOTS)
                 if chosen is None or load < lowest:
                     chosen, lowest = replica, load
@@ -106,10 +106,10 @@ class LeastLoaded:
         before = self._ready[replica]
         if before is not None:
             self._leave(replica, before, levels)
-        if replica.running >= replica.admits:
+        slots = replica.facts.slots
+        if replica.running >= slots:
             self._ready[replica] = None
             return
-        slots = replica.slots
         load = self._ready[replica] = replica.running / (slots if slots < UNLIMITED else NOMINAL_SLOTS)
         level = levels.get(load)
         if level is None:
@@ -191,7 +191,7 @@ class Follow(LeastLoaded):
     def _is_near(self, replica: Replica, lowest: float) -> bool:
         return (
             replica in self._ready
-            and replica.running < replica.admits
+            and replica.running < replica.slots
             and replica.running <= NEAR * lowest * _size(replica) + AHEAD
         )
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from kuwa.kernel.policy import Trail
-from kuwa.kernel.registry import Replica
+from kuwa.kernel.replica import Replica
 from kuwa.wire.errors import KuwaError
 
 Weights = Callable[[str], float]

@@ -1,119 +1,35 @@
 """Who is alive: every replica the kernel knows, the state it is in, and since when.
 
-A replica is one executor process (or one `--upstream`), under one or more access codes. Three kinds come in:
-our own executors hold a lease that they renew; executors of the old wire register once and are health-polled, for
-ten minutes also after they fell silent; upstreams stand in the kernel's own settings and are polled for as long as it
-runs. `api/workers` registers, `health` polls and expires, the dispatcher takes the changes. Nothing here does I/O:
-`now` (monotonic seconds) is passed in, and `polls_due` says what is to be asked.
+A replica is one executor process (or one `--upstream`), under one or more access codes. How it lives is decided by its
+`lifecycle`, what is held against it by `faults`; the registry keeps the indexes and applies what they decide.
+`api/workers` registers, `health` polls and expires, the dispatcher takes the changes. Nothing here does I/O: `now`
+(monotonic seconds) is passed in, and `polls_due` says what is to be asked.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import replace
 from urllib.parse import urlsplit
 
-from kuwa.kernel.breaker import Breaker
+from kuwa.kernel.faults import Faults
+from kuwa.kernel.lifecycle import Answer, Configured, Leased, Lifecycle, Polled, State, Transition
+from kuwa.kernel.replica import UNLIMITED, Facts, Replica
 from kuwa.kernel.trust import same_peer
 from kuwa.wire.errors import InvalidRequest
-from kuwa.wire.lease import LEASE_TTL_S, Lease, Load, Registration
+from kuwa.wire.lease import Lease, Registration
 
-State = Literal["starting", "ready", "suspect", "draining", "ejected", "gone"]
-STATES: tuple[State, ...] = ("starting", "ready", "suspect", "draining", "ejected", "gone")
-Wire = Literal["openai", "v1.0"]
-Source = Literal["lease", "old", "upstream"]
-Answer = Literal["ok", "refused", "silent"]
-
-SUSPECT_AFTER_S = 4.5
-GRACE_S = 30.0  # an executor of the old wire registers before it listens
-BUSY_SILENCE_S = 120.0  # one that computes on its event loop does not answer while it computes
-TOMBSTONE_S = 60.0
-LOST_OLD_S = 600.0  # so long an executor of the old wire that fell silent is asked whether it is back
 STALL_S = 2.0
-POLL_S = 2.0
-POLL_STARTING_S = 0.5
-POLL_FAILED_S = 1.0
-POLL_LOST_S = 5.0
-POLL_UPSTREAM_S = 10.0
-POLL_UPSTREAM_FAILED_S = 2.0
-POLL_LAST_RESORT_S = 1.0
 MAX_REMEMBERED_CODES = 10_000
 
-UNLIMITED = 1 << 30
-
 _SERVED: frozenset[State] = frozenset(("ready", "suspect", "draining"))
-_NO_LOAD = Load()
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class Replica:
-    """One executor process that can answer for its access codes.
-
-    The registry alone writes `state`; the dispatcher alone writes `running`, the exact count of held slots.
-    `admits` is how many slots may be held now: all `slots`, or one while it is on trial. `lost`: its process was given
-    up as dead or frozen and has not come back, so that whatever still waits for it need wait no longer.
-    `resumes`: its streams can be gone on with elsewhere, and others' here.
-    `base_url` is of the OpenAI dialect (`http://127.0.0.1:4001/v1`), `endpoint` the chat endpoint of the v1.0
-    wire. `model` is the name to send upstream, empty where it is the access code. Times are monotonic seconds.
-    """
-
-    id: str
-    executor_id: str
-    incarnation: int
-    source: Source
-    access_codes: tuple[str, ...]
-    wire: Wire
-    base_url: str = ""
-    endpoint: str = ""
-    model: str = ""
-    authorization: bytes = field(default=b"", repr=False)
-    slots: int = 1
-    admits: int = field(init=False)
-    running: int = 0
-    state: State = "starting"
-    since: float = 0.0
-    registered_at: float = 0.0
-    registered_from: str = ""
-    heard_at: float = 0.0
-    next_poll: float = math.inf
-    last_poll: float = -math.inf
-    failures: int = 0
-    breaker: Breaker = field(default_factory=Breaker)
-    lost: bool = False
-    note: str = ""
-    load: Load = _NO_LOAD
-    capabilities: frozenset[str] = frozenset()
-    context_length: int = 0
-    fingerprint: str = ""
-    resumes: bool = False
-    executor: str = ""
-    version: str = ""
-
-    def __post_init__(self) -> None:
-        self.admits = self.slots
-
-    @property
-    def address(self) -> str:
-        """Where the kernel reaches it."""
-        return self.base_url or self.endpoint
-
-    @property
-    def alive(self) -> bool:
-        return self.state != "gone"
-
-    @property
-    def may_return(self) -> bool:
-        """Whether it is asked on although it is gone: one of the old wire registers once in its life."""
-        return self.lost and self.source == "old"
 
 
 class Registry:
     """The replicas by executor, by access code and by address, kept in step.
 
-    What changed (a replica came, went, changed its state, its slots or its access codes) is collected for
-    `take_changes`, which the dispatcher calls before anything else can run.
+    What changed (a replica came, went, changed its state, its slots, its access codes, or what it takes of them) is
+    collected for `take_changes`, which the dispatcher calls before anything else can run.
     """
 
     def __init__(self) -> None:
@@ -123,6 +39,7 @@ class Registry:
         self._changed: dict[Replica, None] = {}
         self._first_served: dict[str, float] = {}
         self._last_expire: float | None = None
+        self.faults = Faults(self.replicas, self._note_change)
 
     def register(self, registration: Registration, now: float, registered_from: str = "") -> Lease:
         """Take in or renew an executor that holds a lease. Repeating it changes nothing but the renewal time.
@@ -130,20 +47,21 @@ class Registry:
         `registered_from` is the address of the peer. Raises InvalidRequest where a newer process has taken this
         executor's id or its address, or where the executor that has them lives at another peer.
         """
-        known = self._executors.get(registration.executor_id)
+        executor_id, incarnation = registration.executor_id, registration.incarnation
+        known = self._executors.get(executor_id)
         self._refuse_taken(registration, known, registered_from)
-        if known is not None and known.incarnation == registration.incarnation and known.source == "lease":
+        facts = Facts.of(registration)
+        life = known.life.lease if known is not None and known.incarnation == incarnation else None
+        if known is not None and life is not None:
             replica = known
+            self._learn(replica, facts)
+            self._join(replica, now)
         else:
-            if known is not None:
-                self._leave(known, now)
-            replica = self._new_leased(registration, now)
-        self._apply(replica, registration, now)
+            life = Leased(now)
+            replica = self._add(executor_id, f"{executor_id}.{incarnation}", incarnation, life, facts, now)
         replica.registered_from = registered_from
-        replica.heard_at = now
-        self._join(replica)
-        if replica.state != "ejected" or registration.state != "ready":
-            self._enter(replica, registration.state, now)
+        replica.load = registration.load
+        self._apply(replica, life.renewed(registration.state, registration.load.progress, now), now)
         return Lease(lease_id=replica.id)
 
     def _refuse_taken(self, registration: Registration, known: Replica | None, peer: str) -> None:
@@ -153,7 +71,7 @@ class Registry:
         """
         address = registration.dialects.openai or registration.dialects.v1_0
         for other in (known, self._by_address.get(address)):
-            if other is None or other.source != "lease":
+            if other is None or other.life.lease is None:
                 continue
             if not same_peer(peer, other.registered_from):
                 if other.alive:
@@ -170,285 +88,107 @@ class Registry:
                     param="kuwa",
                 )
 
-    def _new_leased(self, registration: Registration, now: float) -> Replica:
-        replica = Replica(
-            id=f"{registration.executor_id}.{registration.incarnation}",
-            executor_id=registration.executor_id,
-            incarnation=registration.incarnation,
-            source="lease",
-            access_codes=(),
-            wire="openai",
-            since=now,
-            registered_at=now,
-        )
-        self._executors[replica.executor_id] = replica
-        return replica
-
-    def _apply(self, replica: Replica, registration: Registration, now: float) -> None:
-        """Write what the registration says into the replica, noting a change of what the dispatcher knows."""
-        dialects = registration.dialects
-        address = dialects.openai or dialects.v1_0
-        holder = self._by_address.get(address)
-        if holder is not None and holder is not replica:
-            self._leave(holder, now)
-        codes = tuple(dict.fromkeys(registration.access_codes))
-        if (codes, address, registration.concurrency) != (replica.access_codes, replica.address, replica.slots):
-            self._forget(replica)
-            self._changed[replica] = None
-        replica.access_codes = codes
-        replica.wire = "openai" if dialects.openai else "v1.0"
-        replica.base_url = dialects.openai
-        replica.endpoint = dialects.v1_0
-        replica.slots = registration.concurrency
-        self._admit(replica)
-        replica.fingerprint = registration.fingerprint
-        replica.load = registration.load
-        replica.capabilities = frozenset(registration.capabilities)
-        replica.resumes = bool(replica.fingerprint) and "resume" in replica.capabilities
-        replica.context_length = registration.context_length
-        replica.executor = registration.executor
-        replica.version = registration.version
-        if replica.state != "ejected":
-            replica.note = registration.load.progress
-
     def register_old(self, name: str, endpoint: str, now: float, registered_from: str = "") -> None:
-        """Take in an executor of the old wire: `starting` until its health answers.
+        """Take in an executor of the v1.0 wire: `starting` until its health answers.
 
         It registers once per process, so a second registration of one that has been heard is a new process;
         one that is still starting may be naming another of its access codes.
         """
         known = self._by_address.get(endpoint)
-        if known is not None and known.source == "old" and known.state == "starting":
+        if known is not None and known.life.named(known.state, now):
             if name not in known.access_codes:
-                known.access_codes = (*known.access_codes, name)
-                self._join(known)
-                self._changed[known] = None
-            known.registered_at = now
+                self._learn(known, replace(known.facts, access_codes=(*known.access_codes, name)))
+                self._join(known, now)
             return
-        if known is not None:
-            self._leave(known, now)
         executor_id = f"old {endpoint}"
         before = self._executors.get(executor_id)
         incarnation = before.incarnation + 1 if before is not None else 1
-        replica = Replica(
-            id=f"{executor_id} {incarnation}",
-            executor_id=executor_id,
-            incarnation=incarnation,
-            source="old",
-            access_codes=(name,),
-            wire="v1.0",
-            endpoint=endpoint,
-            since=now,
-            registered_at=now,
-            registered_from=registered_from,
-            heard_at=now,
-            next_poll=now,
-            capabilities=frozenset(("chat", "abort")),
-        )
-        self._executors[executor_id] = replica
-        self._join(replica)
-        self._changed[replica] = None
+        facts = Facts(access_codes=(name,), wire="v1.0", endpoint=endpoint, capabilities=frozenset(("chat", "abort")))
+        replica = self._add(executor_id, f"{executor_id} {incarnation}", incarnation, Polled(now), facts, now)
+        replica.registered_from = registered_from
 
     def add_upstream(self, access_code: str, base_url: str, model: str, authorization: bytes, now: float) -> None:
         """Take in a server of the kernel's own settings: unlimited slots, `starting` until GET /models answers."""
         executor_id = f"upstream {access_code}={base_url}#{model}"
-        replica = Replica(
-            id=executor_id,
-            executor_id=executor_id,
-            incarnation=1,
-            source="upstream",
+        facts = Facts(
             access_codes=(access_code,),
             wire="openai",
             base_url=base_url,
             model=model,
             authorization=authorization,
             slots=UNLIMITED,
-            since=now,
-            registered_at=now,
-            heard_at=now,
-            next_poll=now,
             executor="upstream",
         )
-        self._executors[executor_id] = replica
-        self._join(replica)
-        self._changed[replica] = None
+        self._add(executor_id, executor_id, 1, Configured(now), facts, now)
 
     def unregister(self, name: str, endpoint: str, now: float) -> bool:
         """Take out what serves `name` at the endpoint's scheme, host and port. Whether there was any.
 
-        An executor with a lease leaves as a whole; one of the old wire leaves with its last name.
+        An executor with a lease leaves as a whole; one of the v1.0 wire leaves with its last name.
         """
         where = _origin(endpoint)
-        leaving = [
-            replica
-            for replica in self._by_code.get(name, ())
-            if replica.source != "upstream" and _origin(replica.endpoint or replica.base_url) == where
-        ]
-        for replica in leaving:
-            others = tuple(code for code in replica.access_codes if code != name)
-            if replica.source == "old" and others:
-                self._forget(replica)
-                replica.access_codes = others
-                self._join(replica)
-                self._changed[replica] = None
+        found = False
+        for replica in self.replicas(name):
+            codes = replica.life.codes_without(name, replica.access_codes)
+            if name in codes or _origin(replica.endpoint or replica.base_url) != where:
+                continue
+            found = True
+            if codes:
+                self._learn(replica, replace(replica.facts, access_codes=codes))
+                self._join(replica, now)
             else:
                 self._leave(replica, now)
-        return bool(leaving)
+        return found
 
     def expire(self, now: float) -> None:
         """Let time pass: silent replicas become suspect, then gone. Called every 0.25 s."""
         self._forgive_stall(now)
         for replica in list(self._executors.values()):
-            if replica.state == "gone":
+            busy = replica.running > 0
+            if replica.alive:
+                self._apply(replica, replica.life.expire(replica.state, now, busy=busy), now)
+            elif now - replica.since >= replica.life.kept_s and not busy:
                 # A slot still held keeps it: should the process come back, its count must still be true.
-                kept_s = LOST_OLD_S if replica.may_return else TOMBSTONE_S
-                if now - replica.since >= kept_s and replica.running == 0:
-                    del self._executors[replica.executor_id]
-            elif replica.source == "lease":
-                self._expire_lease(replica, now)
-            elif replica.source == "old":
-                self._expire_old(replica, now)
+                del self._executors[replica.executor_id]
 
     def _forgive_stall(self, now: float) -> None:
         """Time in which the kernel itself did not run is no silence of the executors: renewals wait unread."""
         gap = now - self._last_expire if self._last_expire is not None else 0.0
         self._last_expire = now
-        if gap <= STALL_S:
-            return
-        for replica in self._executors.values():
-            replica.heard_at += gap
-
-    def _expire_lease(self, replica: Replica, now: float) -> None:
-        silent_s = now - replica.heard_at
-        if silent_s >= LEASE_TTL_S:
-            replica.note = f"not renewed for {LEASE_TTL_S:g} s"
-            self._lose(replica, now)
-        elif silent_s >= SUSPECT_AFTER_S and replica.state == "ready":
-            self._enter(replica, "suspect", now)
-
-    def _expire_old(self, replica: Replica, now: float) -> None:
-        if replica.state == "starting":
-            patience_s = GRACE_S
-            silent_s = now - replica.registered_at
-        else:
-            patience_s = BUSY_SILENCE_S if replica.running else LEASE_TTL_S
-            silent_s = now - replica.heard_at if replica.failures else 0.0
-        if silent_s >= patience_s:
-            self._lose(replica, now)
-            replica.next_poll = now + POLL_LOST_S
-
-    def failed(self, replica: Replica, now: float, why: str) -> None:
-        """An attempt there failed. After several in a row it is ejected, unless it is the last that is ready."""
-        if replica.breaker.fail() and replica.state == "ready" and self._others_ready(replica):
-            self._eject(replica, now, why)
+        if gap > STALL_S:
+            for replica in self._executors.values():
+                replica.life.forgive(gap)
 
     def doubt(self, replica: Replica, now: float) -> None:
-        """Its connection broke, or nobody listens there: no more requests until its health or its lease says more."""
-        if replica.source == "lease" and replica.state == "ready":
-            self._enter(replica, "suspect", now)
-            replica.next_poll = now
-
-    def worked(self, replica: Replica) -> None:
-        """An attempt there went well, after others had failed."""
-        replica.breaker.close()
-        self._admit(replica)
-
-    def _eject(self, replica: Replica, now: float, why: str) -> None:
-        replica.note = why
-        replica.last_poll = now
-        replica.next_poll = now + replica.breaker.open()
-        self._admit(replica)
-        self._enter(replica, "ejected", now)
-
-    def _admit(self, replica: Replica) -> None:
-        admits = 1 if replica.breaker.half_open else replica.slots
-        if admits != replica.admits:
-            replica.admits = admits
-            self._changed[replica] = None
-
-    def _others_ready(self, replica: Replica) -> bool:
-        """Whether each of its access codes has another replica that takes requests."""
-        return all(
-            any(other is not replica and other.state == "ready" for other in self._by_code[code])
-            for code in replica.access_codes
-        )
+        """Its connection broke, or its port is closed."""
+        self._apply(replica, replica.life.doubted(replica.state, now), now)
 
     def polls_due(self, now: float) -> list[Replica]:
         """The replicas whose health is to be asked now. Each is out until `health` brings its answer."""
-        due = [r for r in self._executors.values() if self._poll_due(r, now)]
+        due = [
+            replica
+            for replica in self._executors.values()
+            if not replica.asked and (replica.life.next_poll <= now or self.faults.due(replica, now))
+        ]
         for replica in due:
-            replica.next_poll = math.inf
-            replica.last_poll = now
+            replica.asked = True
+            self.faults.asked(replica, now)
         return due
 
-    def _poll_due(self, replica: Replica, now: float) -> bool:
-        if replica.next_poll <= now:
-            return True
-        # While an access code has nothing that is ready, its ejected replicas are asked again soon.
-        hurried = replica.state == "ejected" and replica.next_poll < math.inf
-        return hurried and now - replica.last_poll >= POLL_LAST_RESORT_S and not self._others_ready(replica)
-
     def health(self, replica: Replica, answer: Answer, now: float, note: str = "") -> None:
-        """Take the answer to a poll: `refused` where nobody listens, `silent` for any other failure."""
-        if not replica.alive:
-            self._lost_answered(replica, answer, now)
-        elif answer == "ok":
-            self._healthy(replica, now)
-        elif replica.source == "lease" and replica.state != "ejected":
-            replica.next_poll = math.inf  # its lease will tell
-        elif replica.state == "ejected":
-            replica.note = note
-            replica.next_poll = now + replica.breaker.open()
-        elif replica.source == "upstream":
-            replica.note = note
-            self._upstream_failed(replica, now)
-        elif replica.source == "old":
-            replica.note = note
-            self._old_failed(replica, answer, now)
+        """Take the answer to a poll."""
+        replica.asked = False
+        if not replica.alive and not self._has_place(replica):
+            replica.life.left()
+            return
+        self._apply(replica, replica.life.answered(replica.state, answer, note, now), now)
+        if replica.alive:
+            self.faults.answered(replica, now, note, well=answer == "ok")
 
-    def _lost_answered(self, replica: Replica, answer: Answer, now: float) -> None:
-        """One that may return is back once it answers well, unless it is forgotten or its place is taken."""
+    def _has_place(self, replica: Replica) -> bool:
+        """Whether one that is gone is remembered, and no other is where it was."""
         known = self._executors.get(replica.executor_id) is replica
-        if not replica.may_return or not known or replica.address in self._by_address:
-            return
-        if answer == "ok":
-            self._join(replica)
-            self._healthy(replica, now)
-        else:
-            replica.next_poll = now + POLL_LOST_S
-
-    def _healthy(self, replica: Replica, now: float) -> None:
-        replica.failures = 0
-        replica.note = ""
-        if replica.state == "ejected":
-            replica.breaker.probe()
-            self._admit(replica)
-        if replica.source == "lease":  # its lease says whether it lives; only its breaker asked
-            replica.next_poll = math.inf
-        else:
-            replica.heard_at = now
-            replica.next_poll = now + (POLL_UPSTREAM_S if replica.source == "upstream" else POLL_S)
-        if replica.source != "lease" or replica.state in ("ejected", "suspect"):
-            self._enter(replica, "ready", now)
-
-    def _upstream_failed(self, replica: Replica, now: float) -> None:
-        """One failed poll may be the network's; at the second it gets no more requests until a poll works."""
-        replica.failures += 1
-        replica.next_poll = now + POLL_UPSTREAM_FAILED_S
-        if replica.failures >= 2 and replica.state == "ready":
-            self._eject(replica, now, replica.note)
-            replica.next_poll = now + POLL_UPSTREAM_FAILED_S
-
-    def _old_failed(self, replica: Replica, answer: Answer, now: float) -> None:
-        if replica.state == "starting":
-            replica.next_poll = now + POLL_STARTING_S
-            return
-        replica.failures += 1
-        replica.next_poll = now + POLL_FAILED_S
-        if answer == "refused" and replica.failures >= 2:
-            self._leave(replica, now)
-        else:
-            self._enter(replica, "suspect", now)
+        return known and replica.address not in self._by_address
 
     def replicas(self, access_code: str) -> list[Replica]:
         """The live replicas of an access code, whatever their state."""
@@ -460,7 +200,9 @@ class Registry:
 
     def codes(self) -> list[str]:
         """The access codes that are served now (one that is only starting is not yet), sorted."""
-        return sorted(code for code, replicas in self._by_code.items() if any(r.state in _SERVED for r in replicas))
+        return sorted(
+            code for code, replicas in self._by_code.items() if any(r.state_at(code) in _SERVED for r in replicas)
+        )
 
     def first_served(self, access_code: str) -> float | None:
         """When the access code was first registered, or None if it never was."""
@@ -472,15 +214,63 @@ class Registry:
         self._changed.clear()
         return changed
 
+    def _note_change(self, replica: Replica) -> None:
+        self._changed[replica] = None
+
+    def _add(
+        self, executor_id: str, replica_id: str, incarnation: int, life: Lifecycle, facts: Facts, now: float
+    ) -> Replica:
+        """A new replica, in the place of whoever has this id or this address."""
+        known = self._executors.get(executor_id)
+        if known is not None:
+            self._leave(known, now)
+        replica = Replica(
+            id=replica_id,
+            executor_id=executor_id,
+            incarnation=incarnation,
+            life=life,
+            facts=facts,
+            since=now,
+            registered_at=now,
+        )
+        self._executors[executor_id] = replica
+        self._join(replica, now)
+        self._changed[replica] = None
+        return replica
+
+    def _learn(self, replica: Replica, facts: Facts) -> None:
+        """Take in what the replica says of itself now; whoever calls this joins it again."""
+        before = replica.facts
+        if (facts.access_codes, facts.address, facts.slots) != (before.access_codes, before.address, before.slots):
+            self._forget(replica)
+            self._changed[replica] = None
+            for code in set(replica.breakers) - set(facts.access_codes):
+                del replica.breakers[code]
+        replica.facts = facts
+
+    def _apply(self, replica: Replica, transition: Transition | None, now: float) -> None:
+        """Let the replica enter the state that its life has come to."""
+        if transition is None:
+            return
+        if transition.note is not None:
+            replica.note = transition.note
+        if transition.state == "gone":
+            self._forget(replica)
+        elif not replica.alive:
+            self._join(replica, now)
+        self._enter(replica, transition.state, now)
+
     def _enter(self, replica: Replica, state: State, now: float) -> None:
         if replica.state != state:
             replica.state = state
             replica.since = now
             self._changed[replica] = None
 
-    def _join(self, replica: Replica) -> None:
-        replica.lost = False
-        if replica.source != "upstream":  # two upstreams may well share a base URL
+    def _join(self, replica: Replica, now: float) -> None:
+        if not replica.life.shares_address:
+            holder = self._by_address.get(replica.address)
+            if holder is not None and holder is not replica:
+                self._leave(holder, now)
             self._by_address[replica.address] = replica
         for code in replica.access_codes:
             self._by_code.setdefault(code, {})[replica] = None
@@ -504,13 +294,9 @@ class Registry:
             if replicas is not None and replicas.pop(replica, True) is None and not replicas:
                 del self._by_code[code]
 
-    def _lose(self, replica: Replica, now: float) -> None:
-        replica.lost = True
-        self._leave(replica, now)
-
     def _leave(self, replica: Replica, now: float) -> None:
+        replica.life.left()
         self._forget(replica)
-        replica.next_poll = math.inf
         self._enter(replica, "gone", now)
 
 

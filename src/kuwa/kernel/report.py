@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from kuwa import __version__
 from kuwa.kernel.dispatcher import Dispatcher
-from kuwa.kernel.registry import UNLIMITED, Registry, Replica
+from kuwa.kernel.registry import Registry
+from kuwa.kernel.replica import UNLIMITED, Replica
 from kuwa.wire import report as wire
 from kuwa.wire.report import About, OldStatus, Queue, Report
 
@@ -32,19 +33,20 @@ def _described(replica: Replica, now: float) -> wire.Replica:
         id=replica.id,
         access_codes=list(replica.access_codes),
         endpoint=replica.address,
-        state=replica.state,
+        state=replica.overall,
         wire=replica.wire,
         source=replica.source,
-        executor=replica.executor,
-        version=replica.version,
+        executor=replica.facts.executor,
+        version=replica.facts.version,
         since_s=round(now - replica.since, 3),
         slots=replica.slots if replica.slots < UNLIMITED else None,
         running=replica.running,
         load=replica.load,
         capabilities=sorted(replica.capabilities),
-        context_length=replica.context_length,
+        context_length=replica.facts.context_length,
         registered_from=replica.registered_from,
-        note=replica.note,
+        note=replica.note or next(iter(replica.ejected.values()), ""),
+        ejected=replica.ejected,
     )
 
 
@@ -53,9 +55,10 @@ def _old_status(alive: list[Replica], dispatcher: Dispatcher) -> OldStatus:
     holders = dispatcher.holders()
     status: OldStatus = {}
     for replica in alive:
-        free = replica.state == "ready" and replica.running < replica.slots
+        room = replica.running < replica.slots
         ids = [_number(value) for value in holders.get(replica, ("-1", "-1"))]
         for code in replica.access_codes:
+            free = room and replica.state_at(code) == "ready"
             row = [replica.endpoint or replica.base_url, "READY" if free else "BUSY", *ids]
             status.setdefault(code, []).append(row)
     return status

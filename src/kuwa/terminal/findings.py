@@ -148,12 +148,15 @@ def kernel_findings(words: Words, seen: KernelSeen) -> Iterator[Finding]:
         return
     yield Finding(words.doctor.kernel.format(version=printable(report.kernel.version), url=seen.url))
     for replica in report.replicas:
-        if replica.state in UNWELL:
+        if replica.state in UNWELL or replica.ejected:
+            codes = replica.access_codes if replica.state in UNWELL else sorted(replica.ejected)
+            state = replica.state if replica.state in UNWELL else "ejected"
+            note = replica.note or replica.note_at(codes[0])
             what = words.doctor.replica_unwell.format(
-                code=printable(", ".join(replica.access_codes)),
+                code=printable(", ".join(codes)),
                 where=printable(urlsplit(replica.endpoint).netloc),
-                state=words.states.get(replica.state, replica.state),
-                note=f" ({printable(replica.note)})" if replica.note else "",
+                state=words.states.get(state, state),
+                note=f" ({printable(note)})" if note else "",
             )
             yield Finding(what, words.doctor.replica_unwell_do.format(logs=seen.logs))
     ready = report.ready()

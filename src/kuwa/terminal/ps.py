@@ -57,7 +57,7 @@ def _show_table(setting: Setting, words: Words, report: Report) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column(words.ps.load, overflow="fold")
     for code, replica in report.rows():
-        table.add_row(*cells(words, report, code, replica), style=STYLES.get(replica.state, ""))
+        table.add_row(*cells(words, report, code, replica), style=STYLES.get(replica.state_at(code), ""))
     console.print(table)
 
 
@@ -67,7 +67,7 @@ def cells(words: Words, report: Report, code: str, replica: Replica) -> tuple[st
     texts = (
         code,
         replica.kind,
-        words.states.get(replica.state, replica.state),
+        words.states.get(replica.state_at(code), replica.state_at(code)),
         urlsplit(replica.endpoint).netloc,
         f"{replica.running}/{slots}",
         str(report.waiting(code)),

@@ -32,7 +32,8 @@ class Queue(msgspec.Struct, frozen=True):
 
 class Replica(msgspec.Struct, frozen=True):
     """One executor (or upstream) that serves `access_codes`. `slots` is None if they are unlimited; `since_s`: seconds
-    in this state; `note`: why it is not ready, if the kernel knows."""
+    in this state; `note`: why it is not ready, if the kernel knows; `ejected`: the access codes that it gets no
+    requests for at present, and why."""
 
     id: str
     access_codes: list[str]
@@ -50,16 +51,23 @@ class Replica(msgspec.Struct, frozen=True):
     context_length: int = 0
     registered_from: str = ""
     note: str = ""
+    ejected: dict[str, str] = {}
+
+    def state_at(self, access_code: str) -> str:
+        """Its state for one of its access codes: one model may be ejected while the others of its executor work."""
+        return "ejected" if access_code in self.ejected else self.state
+
+    def note_at(self, access_code: str) -> str:
+        return self.ejected.get(access_code, self.note)
 
     @property
     def kind(self) -> str:
         """The name of its executor; without one, how it came to the kernel."""
         return self.executor or self.source or self.wire
 
-    @property
-    def chats(self) -> bool:
+    def chats(self, access_code: str) -> bool:
         """Whether it is ready for a chat. Legacy executors and upstreams report no capabilities; they chat."""
-        return self.state == "ready" and (not self.capabilities or "chat" in self.capabilities)
+        return self.state_at(access_code) == "ready" and (not self.capabilities or "chat" in self.capabilities)
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -76,7 +84,7 @@ class Report(msgspec.Struct, frozen=True):
 
     def ready(self) -> list[str]:
         """The access codes with a replica that is ready, sorted."""
-        return sorted({code for replica in self.replicas if replica.state == "ready" for code in replica.access_codes})
+        return sorted({code for code, replica in self.rows() if replica.state_at(code) == "ready"})
 
     def rows(self) -> list[tuple[str, Replica]]:
         """Each access code of each replica, in the kernel's order."""
@@ -91,7 +99,7 @@ class Report(msgspec.Struct, frozen=True):
 
     def suggestion(self) -> str | None:
         """The access code to try first: `welcome` if it is ready, else the first that is ready and chats."""
-        ready = [code for code, replicas in self.by_code().items() if any(replica.chats for replica in replicas)]
+        ready = [code for code, replicas in self.by_code().items() if any(replica.chats(code) for replica in replicas)]
         return WELCOME if WELCOME in ready else next(iter(ready), None)
 
 

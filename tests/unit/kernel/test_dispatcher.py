@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kuwa.kernel.dispatcher import Dispatcher, Limits
 from kuwa.kernel.policy import PolicyName
 from kuwa.kernel.queue import Ticket
-from kuwa.kernel.registry import Registry, Replica
+from kuwa.kernel.registry import Registry
+from kuwa.kernel.replica import Replica
 from kuwa.wire.errors import ModelNotFound, NoReplica, QueueFull
 from kuwa.wire.lease import Dialects, ExecutorState, Registration
 

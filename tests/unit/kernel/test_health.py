@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from kuwa.kernel.dispatcher import Dispatcher
-from kuwa.kernel.health import health_url, settle
+from kuwa.kernel.health import settle
 from kuwa.kernel.queue import Ticket
 from kuwa.kernel.registry import Registry
 
@@ -18,13 +18,13 @@ from kuwa.kernel.registry import Registry
 def test_an_old_executor_is_asked_at_the_root_of_its_server(endpoint: str, asked: str) -> None:
     registry = Registry()
     registry.register_old("m", endpoint, 0.0)
-    assert health_url(registry.replicas("m")[0]) == asked
+    assert registry.replicas("m")[0].health_url == asked
 
 
 def test_an_upstream_is_asked_for_its_models() -> None:
     registry = Registry()
     registry.add_upstream("gpt", "https://api.test/v1", "", b"", 0.0)
-    assert health_url(registry.replicas("gpt")[0]) == "https://api.test/v1/models"
+    assert registry.replicas("gpt")[0].health_url == "https://api.test/v1/models"
 
 
 def test_a_change_wakes_exactly_those_whom_it_concerns() -> None:

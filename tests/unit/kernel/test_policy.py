@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kuwa.kernel.lifecycle import Leased
 from kuwa.kernel.policy import AHEAD, COMMON, FOLLOWED, NEAR, NOMINAL_SLOTS, Follow, LeastLoaded, Trail, load_of
-from kuwa.kernel.registry import UNLIMITED, Replica
+from kuwa.kernel.replica import UNLIMITED, Facts, Replica
 
 
 def replica(name: str, slots: int = 1, running: int = 0) -> Replica:
@@ -13,10 +14,8 @@ def replica(name: str, slots: int = 1, running: int = 0) -> Replica:
         id=name,
         executor_id=name,
         incarnation=1,
-        source="lease",
-        access_codes=("m",),
-        wire="openai",
-        slots=slots,
+        life=Leased(0.0),
+        facts=Facts(access_codes=("m",), wire="openai", slots=slots),
         running=running,
         state="ready",
     )

@@ -5,7 +5,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kuwa.kernel.registry import Registry, Replica
+from kuwa.kernel.registry import Registry
+from kuwa.kernel.replica import Replica
 from kuwa.wire.errors import InvalidRequest
 from kuwa.wire.lease import Dialects, ExecutorState, Load, Registration
 
@@ -140,7 +141,7 @@ class TestLeases:
                 registry.register(registration(name, port=port, incarnation=9), 1.0, "203.0.113.7")
         assert states(registry) == {"a": "ready"}
         registry.register(registration("a", incarnation=1), 2.0, "198.51.100.6")
-        assert only(registry).heard_at == 2.0
+        assert only(registry).life.heard_at == 2.0
 
     @pytest.mark.parametrize("end", ["silence", "unregistered"])
     def test_the_place_of_one_that_is_gone_is_free_for_all(self, end: str) -> None:
@@ -407,6 +408,12 @@ PORTS = (4001, 4002)
 PEERS = ("127.0.0.1", "198.51.100.6")
 
 
+def reported(replica: Replica) -> object:
+    """What the dispatcher has to know of a replica."""
+    half_open = {code for code, breaker in replica.breakers.items() if breaker.half_open}
+    return replica.state, replica.access_codes, replica.slots, set(replica.ejected), half_open
+
+
 class ComingsAndGoings(RuleBasedStateMachine):
     """Whatever comes in whatever order, the three views agree and time only ever takes the silent away."""
 
@@ -415,7 +422,7 @@ class ComingsAndGoings(RuleBasedStateMachine):
         self.registry = Registry()
         self.now = 0.0
         self.renewed: dict[str, float] = {}
-        self.reported: dict[Replica, tuple[str, tuple[str, ...], int]] = {}
+        self.reported: dict[Replica, object] = {}
 
     @rule(
         name=st.sampled_from("abc"),
@@ -467,9 +474,36 @@ class ComingsAndGoings(RuleBasedStateMachine):
     def poll(self, answer: str) -> None:
         for replica in self.registry.polls_due(self.now):
             assert replica.alive or replica.lost
-            assert replica.source == "old"
+            assert replica.source == "old" or replica.ejected
             self.registry.health(replica, answer, self.now)  # type: ignore[arg-type]
-            assert not replica.alive or replica.next_poll > self.now
+            assert not replica.alive or replica.life.next_poll > self.now
+
+    @rule(code=st.sampled_from("mn"), place=st.integers(0, 2), times=st.integers(1, 4))
+    def a_model_fails(self, code: str, place: int, times: int) -> None:
+        for replica in self.registry.replicas(code)[place : place + 1]:
+            was = self.ready(code)
+            elsewhere = {other: replica.state_at(other) for other in replica.access_codes if other != code}
+            for number in range(times):
+                self.registry.faults.failed(replica, code, b"%d" % number, self.now, "it failed")
+            assert was <= {replica} or self.ready(code), "the last one that was ready is kept"
+            assert elsewhere == {other: replica.state_at(other) for other in elsewhere}, "the other model is not blamed"
+
+    @rule(code=st.sampled_from("mn"), body=st.integers(0, 9))
+    def all_refuse_a_body(self, code: str, body: int) -> None:
+        before = self.ready(code)
+        for replica in self.registry.replicas(code):
+            self.registry.faults.refused(replica, code, b"%d" % body)
+        assert self.ready(code) == before, "a body that all refuse ejects nobody"
+
+    @rule(code=st.sampled_from("mn"), place=st.integers(0, 2))
+    def a_model_works(self, code: str, place: int) -> None:
+        for replica in self.registry.replicas(code)[place : place + 1]:
+            before = replica.state_at(code)
+            self.registry.faults.worked(replica, code)
+            assert replica.state_at(code) == before
+
+    def ready(self, code: str) -> set[Replica]:
+        return {replica for replica in self.registry.replicas(code) if replica.state_at(code) == "ready"}
 
     @rule(name=st.sampled_from("mn"), port=st.sampled_from(PORTS))
     def unregister(self, name: str, port: int) -> None:
@@ -493,7 +527,7 @@ class ComingsAndGoings(RuleBasedStateMachine):
         assert len({r.address for r in alive}) == len(alive), "two live replicas at one address"
         assert len({r.id for r in replicas}) == len(replicas)
         assert self.registry.codes() == sorted(
-            {c for r in alive for c in r.access_codes if r.state not in ("starting", "ejected")}
+            {c for r in alive for c in r.access_codes if r.state_at(c) not in ("starting", "ejected")}
         )
 
     @invariant()
@@ -505,11 +539,19 @@ class ComingsAndGoings(RuleBasedStateMachine):
                 assert replica.state != "ready" or silent_s < 4.75
 
     @invariant()
+    def breakers_speak_of_what_is_served(self) -> None:
+        for replica in self.registry.all_replicas():
+            if replica.alive:
+                assert set(replica.breakers) <= set(replica.access_codes)
+            for breaker in replica.breakers.values():
+                assert not (breaker.opened and breaker.half_open)
+
+    @invariant()
     def every_change_is_reported(self) -> None:
         for replica in self.registry.take_changes():
-            self.reported[replica] = (replica.state, replica.access_codes, replica.slots)
+            self.reported[replica] = reported(replica)
         for replica, told in self.reported.items():
-            assert told == (replica.state, replica.access_codes, replica.slots)
+            assert told == reported(replica)
         assert set(self.registry.all_replicas()) <= set(self.reported)
 
 

@@ -64,7 +64,7 @@ def _served(words: Words, base: str, models: dict[str, list[Replica]]) -> list[s
 
 
 def _row(words: Words, code: str, replicas: Sequence[Replica]) -> list[Cell]:
-    state = _state(replicas)
+    state = _state(code, replicas)
     kinds = sorted({replica.kind for replica in replicas})
     lengths = [replica.context_length for replica in replicas if replica.context_length > 0]
     return [
@@ -80,8 +80,8 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _state(replicas: Sequence[Replica]) -> str:
-    states = {replica.state for replica in replicas}
+def _state(code: str, replicas: Sequence[Replica]) -> str:
+    states = {replica.state_at(code) for replica in replicas}
     return next((state for state in BEST_FIRST if state in states), "gone")
 
 

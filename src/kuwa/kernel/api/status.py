@@ -99,7 +99,7 @@ class StatusApi:
             "owned_by": "kuwa",
         }
         # A request may go to any of them, so what all of them take is what can be promised.
-        lengths = [replica.context_length for replica in replicas if replica.context_length > 0]
+        lengths = [replica.facts.context_length for replica in replicas if replica.facts.context_length > 0]
         if lengths:
             model["max_model_len"] = min(lengths)
         return model

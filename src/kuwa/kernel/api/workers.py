@@ -143,10 +143,10 @@ def _row(report: Report, code: str, replica: Replica) -> list[Cell]:
         Cell(code, "m"),
         Cell(replica.kind),
         Cell(replica.endpoint, "m"),
-        Cell(replica.state, word=replica.state),
+        Cell(replica.state_at(code), word=replica.state_at(code)),
         Cell(f"{replica.running} / {slots}", "n"),
         Cell(report.waiting(code), "n"),
-        Cell(_load(replica)),
+        Cell(_load(code, replica)),
         Cell(duration(replica.since_s), "n"),
     ]
 
@@ -173,14 +173,14 @@ def _gone_row(replica: Replica) -> list[Cell]:
     ]
 
 
-def _load(replica: Replica) -> str:
+def _load(code: str, replica: Replica) -> str:
     """What the executor itself said last, in a few words."""
     load = replica.load
     words = [f"{load.tokens_per_s:.0f} tokens/s"] if load.tokens_per_s >= 0.5 else []
     if load.waiting:
         words.append(f"{load.waiting} waiting there")
-    if replica.note:
-        words.append(replica.note)
+    if note := replica.note_at(code):
+        words.append(note)
     return ", ".join(words)
 
 

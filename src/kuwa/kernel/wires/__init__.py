@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from kuwa.kernel.call import Call
-from kuwa.kernel.registry import Replica
 from kuwa.kernel.relay import Reader
+from kuwa.kernel.replica import Replica
 from kuwa.kernel.wires.openai import OpenAIWire
 from kuwa.kernel.wires.v1 import V1Wire
 
@@ -41,4 +41,4 @@ _WIRES: dict[str, ReplicaWire] = {"openai": OpenAIWire(), "v1.0": V1Wire()}
 
 
 def wire_of(replica: Replica) -> ReplicaWire:
-    return _WIRES[replica.wire]
+    return _WIRES[replica.facts.wire]

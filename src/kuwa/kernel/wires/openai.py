@@ -6,7 +6,7 @@ import msgspec
 
 from kuwa.kernel.call import Call
 from kuwa.kernel.identity import without_provider_key
-from kuwa.kernel.registry import Replica
+from kuwa.kernel.replica import Replica
 from kuwa.wire import form as form_wire
 from kuwa.wire.errors import InvalidRequest
 from kuwa.wire.json import BadJson, decode, decoder
@@ -20,10 +20,10 @@ class OpenAIWire:
     """The canonical body as it is, but for what a server that is not an executor would not understand."""
 
     def request(self, call: Call, replica: Replica) -> tuple[str, bytes, bytes]:
-        body = call.body
-        if replica.model or (call.form is not None and replica.source == "upstream"):
-            body = body_for_upstream(body, replica.model)
-        return replica.base_url + call.route, JSON, body
+        body, facts = call.body, replica.facts
+        if facts.model or (call.form is not None and replica.source == "upstream"):
+            body = body_for_upstream(body, facts.model)
+        return facts.base_url + call.route, JSON, body
 
     def forwarded(self, call: Call, replica: Replica) -> bytes:
         return call.forwarded if replica.source != "upstream" else without_provider_key(call.forwarded)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from kuwa.kernel.call import Call
-from kuwa.kernel.registry import Replica
+from kuwa.kernel.replica import Replica
 from kuwa.wire import form as form_wire
 from kuwa.wire import sse
 from kuwa.wire.errors import InvalidRequest, RequestTooLarge, Unsupported
