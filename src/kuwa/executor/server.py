@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import msgspec
 
 from kuwa.executor.answer import Answer, Events, RawText, Whole
-from kuwa.executor.base import LLMExecutor
 from kuwa.executor.chunks import Progress, RawStream
 from kuwa.executor.compute import Compute
 from kuwa.executor.figures import Figures
 from kuwa.executor.intake import Intake
+from kuwa.executor.interface import Executor
 from kuwa.executor.request import Embeddings, Ranking, Request, RerankRequest
 from kuwa.executor.resumable import announcement
 from kuwa.executor.slots import Slots, full
@@ -72,7 +72,7 @@ class ExecutorServer:
     `untold` holds what cut requests cost until the kernel has been told.
     """
 
-    def __init__(self, executor: LLMExecutor) -> None:
+    def __init__(self, executor: Executor) -> None:
         """Raises SetupFailed where `llm_compute` cannot be called."""
         self.executor = executor
         self.settings = executor.settings
@@ -108,9 +108,9 @@ class ExecutorServer:
         """What the kernel is told that this executor can do."""
         kind = type(self.executor)
         own = ["chat", "completions", "abort", *self.executor.capabilities]
-        if kind.embed is not LLMExecutor.embed:
+        if kind.embed is not Executor.embed:
             own.append("embeddings")
-        if kind.rerank is not LLMExecutor.rerank:
+        if kind.rerank is not Executor.rerank:
             own.append("rerank")
         return own
 
