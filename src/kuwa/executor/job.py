@@ -11,9 +11,7 @@ import time
 from collections.abc import Awaitable
 from typing import Any, Protocol, cast
 
-import msgspec
-
-from kuwa.executor.answer import Answer, Events, RawText, Whole
+from kuwa.executor.answer import Answer, Whole
 from kuwa.executor.chunks import Progress, RawStream
 from kuwa.executor.compute import Compute
 from kuwa.executor.figures import Figures
@@ -21,15 +19,13 @@ from kuwa.executor.interface import Executor
 from kuwa.executor.request import Request
 from kuwa.executor.resumable import announcement
 from kuwa.executor.slots import Slots, full
+from kuwa.executor.wires import EVENT_STREAM, Wire
 from kuwa.http.exchange import JSON_LINE, Exchange
-from kuwa.wire import form as form_wire
 from kuwa.wire import resume
 from kuwa.wire.errors import (
     ClientGone,
-    ContextLengthExceeded,
     InternalError,
     KuwaError,
-    NoReplica,
     QueueFull,
     RequestCancelled,
 )
@@ -42,8 +38,7 @@ ABORT_TIMEOUT_S = 5.0
 # refuses a request should have done so before.
 PROGRESS_S = 2.0
 
-_EVENT_STREAM = b"content-type: text/event-stream; charset=utf-8\r\n"
-_NO_CACHE = b"cache-control: no-cache\r\n"
+_STREAM_LINES = b"content-type: %b\r\ncache-control: no-cache\r\n" % EVENT_STREAM
 
 log = logging.getLogger("kuwa.executor")
 
@@ -64,14 +59,14 @@ class Serves(Protocol):
 class Job:
     """One request under way: it waits for a slot, computes, and cleans up, whatever happens."""
 
-    def __init__(self, server: Serves, exchange: Exchange, request_id: str, *, old: bool) -> None:
+    def __init__(self, server: Serves, exchange: Exchange, request_id: str, wire: Wire) -> None:
         self.server = server
         self.exchange = exchange
         self.id = request_id
+        self.wire = wire
         self.cancelled = False
         self.request: Request | None = None
-        self.opening = b""
-        self._old = old
+        self._opening = b""
         self._why: KuwaError = RequestCancelled("The request was cancelled.")
         self._answer: Answer | None = None
         self._task: asyncio.Task[None] | None = None
@@ -83,6 +78,7 @@ class Job:
 
     def start(self, work: Awaitable[None]) -> None:
         self.exchange.on_gone = self.cancel
+        self.exchange.errors = self.wire.failures
         self._task = asyncio.get_running_loop().create_task(self._run(work), name=f"kuwa-{self.id}")
         # Not at the end of `_run`: a task that is cancelled before its first step never enters it.
         self._task.add_done_callback(lambda task: self._over(task, work))
@@ -176,7 +172,25 @@ class Job:
             slots.cancelling -= 1
         slots.release()
 
-    async def compute(self, answer: Answer, request: Request) -> None:
+    def answer(self, request: Request) -> Awaitable[None]:
+        """What computes a chat or completion, in the form that its client asked for."""
+        executor, exchange = self.server.executor, self.exchange
+        request.provider_key = brought_key(exchange) or request.form.get(executor.provider_key_field, "")
+        request.language = request.language or (exchange.headers.get(b"accept-language") or b"").decode("latin-1")
+        for note in request.modelfile.ignored:
+            log.info("request %s: the Modelfile holds an %s, which is left out", request.id, note)
+        answer, self._opening = self.wire.answer(
+            request, lambda: self._announced(request), now=int(time.time()), cuts_stops=not executor.handles_stop
+        )
+        return self._compute(answer, request)
+
+    def _announced(self, request: Request) -> resume.Announcement | None:
+        """How another executor can resume the stream, where the kernel asks for that."""
+        if self.exchange.headers.get(resume.HEADER) != b"1":
+            return None
+        return announcement(request, self.server.fingerprint, self.server.executor.own_seed())
+
+    async def _compute(self, answer: Answer, request: Request) -> None:
         """Compute `request` and send what comes. The loop over the chunks is the executor's hot path."""
         self.request, self._answer = request, answer
         time_now = asyncio.get_running_loop().time
@@ -209,7 +223,7 @@ class Job:
             self._told = not exchange.gone
             exchange.respond(200, answer.finish(), self._headers(request))
         else:
-            self._finish_stream(answer, request)
+            self._finish_stream(answer)
         self._report(answer, time_now())
 
     def _send(self, data: bytes) -> None:
@@ -226,7 +240,7 @@ class Job:
             exchange = self.exchange
             if not exchange.started:
                 exchange.start(200, self._headers(cast("Request", self.request)))
-                data = self.opening + data
+                data = self._opening + data
             exchange.write(data)
 
     async def _pass_on(self, stream: RawStream, answer: Answer) -> None:
@@ -253,11 +267,11 @@ class Job:
         if failure is not None:
             raise failure
 
-    def _finish_stream(self, answer: Answer, request: Request) -> None:
+    def _finish_stream(self, answer: Answer) -> None:
         exchange = self.exchange
         self._told = not exchange.gone
         if not exchange.started:
-            exchange.start(200, self._headers(request))
+            exchange.start(200, self._headers(answer.request))
         exchange.write(answer.finish())
         exchange.end()
 
@@ -279,7 +293,7 @@ class Job:
         self.exchange.respond(200, body, JSON_LINE + self._id_headers())
 
     def _headers(self, request: Request) -> bytes:
-        headers = _EVENT_STREAM + _NO_CACHE if request.stream else JSON_LINE
+        headers = _STREAM_LINES if request.stream else JSON_LINE
         headers += self._id_headers()
         if request.trimmed_messages:
             headers += b"x-kuwa-trimmed-messages: %d\r\n" % request.trimmed_messages
@@ -294,19 +308,13 @@ class Job:
         return b"x-request-id: %b\r\nx-kuwa-request-id: %b\r\n" % (echoed.encode() if echoed else own, own)
 
     def _end_cancelled(self) -> None:
-        """Cancelled, and the client is still there: it is told, for what it has looks like a whole answer.
-
-        The v1.0 wire has no words for that; there the answer ends with what it has.
-        """
+        """Cancelled, and the client is still there: it is told, for what it has looks like a whole answer."""
         if self.exchange.gone or self.exchange.ended:
             return
-        answer, request = self._answer, self.request
-        if not self._old:
-            self.fail(self._why)
-        elif answer is None or request is None:
-            self.fail(NoReplica("The request was aborted while it waited to be computed."))
+        if self._answer is not None and self.wire.ends_cut:
+            self._finish_stream(self._answer)
         else:
-            self._finish_stream(answer, request)
+            self.fail(self._why)
 
     def _failed(self, error: KuwaError) -> None:
         if self.server.figures is not None and not isinstance(error, QueueFull):
@@ -314,72 +322,10 @@ class Job:
         self.fail(error)
 
     def fail(self, error: KuwaError) -> None:
-        """Answer with `error`, by the wire that the request came by."""
-        if self._old:
-            self._fail_old(error)
-        else:
-            self.exchange.fail(error, self._id_headers())
-
-    def _fail_old(self, error: KuwaError) -> None:
-        """The v1.0 wire: a form that cannot be read is refused, a full executor says so in the words that old
-        kernels know, and every other error is a text in the answer."""
-        exchange = self.exchange
-        if exchange.gone or exchange.ended:
-            return
-        if isinstance(error, QueueFull | NoReplica):
-            retry = b"retry-after: %d\r\n" % (error.retry_after_s or 1)
-            exchange.respond(429, message("Processing another request."), JSON_LINE + retry)
-            return
-        if self._task is None:
-            exchange.respond(error.status, message(error.message))
-            return
-        if not exchange.started:
-            exchange.start(200, _EVENT_STREAM + self._id_headers())
-        exchange.write(_old_text(error).encode())
-        exchange.end()
-
-
-def answer_with(job: Job, request: Request) -> Awaitable[None]:
-    """What computes a chat or completion, in the form that its client asked for."""
-    server, exchange = job.server, job.exchange
-    request.provider_key = brought_key(exchange) or request.form.get(server.executor.provider_key_field, "")
-    request.language = request.language or (exchange.headers.get(b"accept-language") or b"").decode("latin-1")
-    for note in request.modelfile.ignored:
-        log.info("request %s: the Modelfile holds an %s, which is left out", request.id, note)
-    cuts_stops = not server.executor.handles_stop
-    if exchange.path == server.executor.settings.executor_path:
-        answer: Answer = RawText(request, created=int(time.time()), cuts_stops=cuts_stops)
-    elif request.stream:
-        answer = _events(job, request, cuts_stops)
-    else:
-        answer = Whole(request, created=int(time.time()), cuts_stops=cuts_stops)
-    return job.compute(answer, request)
-
-
-def _events(job: Job, request: Request, cuts_stops: bool) -> Events:
-    """A stream, announced as one that can be gone on with where the kernel asks for that."""
-    executor = job.server.executor
-    announced = None
-    if job.exchange.headers.get(resume.HEADER) == b"1":
-        announced = announcement(request, job.server.fingerprint, executor.own_seed())
-    if announced is not None:
-        job.opening = resume.announce(announced)
-    created = request.resume.created if request.resume is not None else int(time.time())
-    return Events(request, created=created, cuts_stops=cuts_stops, shows_ids=announced is not None)
+        """Answer with `error`, as the wire words it that the request came by."""
+        self.exchange.fail(error, self._id_headers())
 
 
 def brought_key(exchange: Exchange) -> str:
     """The user's own key for the model's provider. Never logged."""
     return (exchange.headers.get(PROVIDER_KEY_HEADER) or b"").decode("latin-1")
-
-
-def _old_text(error: KuwaError) -> str:
-    if isinstance(error, ContextLengthExceeded):
-        return form_wire.TOO_LONG_TEXT
-    if error.status >= 500:
-        return form_wire.ERROR_TEXT
-    return f"[{error.message}]"
-
-
-def message(text: str) -> bytes:
-    return msgspec.json.encode({"msg": text})

@@ -144,6 +144,7 @@ class _Life:
             hot=self.server.hot(),
             app=self.server.app(),
             errors=OPENAI,
+            errors_of=self.server.errors_of(),
             guard=HostGuard([*settings.allowed_hosts, host], changing=[self.server.abort_path]),
         )
         try:

@@ -19,14 +19,17 @@ from kuwa.executor.compute import Compute
 from kuwa.executor.figures import Figures
 from kuwa.executor.intake import Intake
 from kuwa.executor.interface import Executor
-from kuwa.executor.job import Job, answer_with, brought_key, message
+from kuwa.executor.job import Job, brought_key
 from kuwa.executor.slots import Slots
 from kuwa.executor.vectors import embeddings_body, ranking_body
+from kuwa.executor.wires import OPENAI_WIRE, V1_WIRE, Wire
 from kuwa.http.exchange import Exchange, Handler
 from kuwa.wire import form as form_wire
 from kuwa.wire.errors import (
     Draining,
+    ErrorShape,
     InternalError,
+    InvalidRequest,
     KuwaError,
     MethodNotAllowed,
     NoReplica,
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 State = Literal["starting", "ready", "draining"]
+Begin = Callable[[Intake, Job], Awaitable[None]]
 
 log = logging.getLogger("kuwa.executor")
 
@@ -125,6 +129,10 @@ class ExecutorServer:
             self.settings.executor_path: self._form,
         }
 
+    def errors_of(self) -> Mapping[str, ErrorShape]:
+        """How errors are worded on the routes of the v1.0 wire; on all others as OpenAI words them."""
+        return {self.settings.executor_path: V1_WIRE.refusals}
+
     @property
     def abort_path(self) -> str:
         """The v1.0 wire's abort, a GET that ends what runs."""
@@ -164,10 +172,10 @@ class ExecutorServer:
         )
 
     def _chat(self, exchange: Exchange) -> None:
-        self._serve(exchange, lambda intake, job: answer_with(job, intake.chat(job.id, exchange.body)))
+        self._serve(exchange, lambda intake, job: job.answer(intake.chat(job.id, exchange.body)))
 
     def _completion(self, exchange: Exchange) -> None:
-        self._serve(exchange, lambda intake, job: answer_with(job, intake.completion(job.id, exchange.body)))
+        self._serve(exchange, lambda intake, job: job.answer(intake.completion(job.id, exchange.body)))
 
     def _embeddings(self, exchange: Exchange) -> None:
         def begin(intake: Intake, job: Job) -> Awaitable[None]:
@@ -197,20 +205,19 @@ class ExecutorServer:
         """The v1.0 chat: a form in, raw text out."""
         try:
             form = form_wire.parse_form(exchange.body, max_bytes=len(exchange.body))
+            if not form:
+                raise InvalidRequest("Received empty request!")
         except KuwaError as error:
-            exchange.respond(error.status, message(error.message))
-            return
-        if not form:
-            exchange.respond(400, message("Received empty request!"))
+            exchange.fail(error)
             return
         language = (exchange.headers.get(b"accept-language") or b"").decode("latin-1")
-        self._serve(exchange, lambda intake, job: answer_with(job, intake.form(job.id, form, language)), old=True)
+        self._serve(exchange, lambda intake, job: job.answer(intake.form(job.id, form, language)), V1_WIRE)
 
-    def _serve(self, exchange: Exchange, begin: Callable[[Intake, Job], Awaitable[None]], *, old: bool = False) -> None:
+    def _serve(self, exchange: Exchange, begin: Begin, wire: Wire = OPENAI_WIRE) -> None:
         """Read the request and start its job; `begin` reads, and gives what computes."""
         given = exchange.headers.get(b"x-kuwa-request-id") or b""
         request_id = echoable_request_id(given.decode("latin-1")) or self._ids.draw()
-        job = Job(self, exchange, request_id, old=old)
+        job = Job(self, exchange, request_id, wire)
         try:
             job.start(begin(self._serving(), job))
         except KuwaError as error:
