@@ -278,10 +278,10 @@ class ExecutorServer:
     async def _metrics(self, request: HttpRequest) -> Response:
         from starlette.responses import Response
 
-        del request
         if self.figures is None:
             raise NoReplica("This executor is still starting.")
-        return Response(self.figures.exposition(), media_type="text/plain; version=0.0.4")
+        body, content_type = self.figures.exposition(request.headers.get("accept", ""))
+        return Response(body, media_type=content_type)
 
     async def _abort(self, request: HttpRequest) -> Response:
         """The v1.0 abort names no request: whatever runs is ended."""
