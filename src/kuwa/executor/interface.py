@@ -25,6 +25,8 @@ class Executor:
     - `concurrency`: how many requests are computed at once where `--concurrency` does not say;
     - `capabilities`: what else it can do: `"tools"`, `"images"`, `"response_format"`, `"logprobs"`, `"n"`,
       `"resume"`. A request that needs one that is missing is refused before `llm_compute` sees it;
+    - `serves`: which of `"chat"`, `"completions"`, `"embeddings"` and `"rerank"` it answers, where only `setup` finds
+      that out. Empty: chat and completions, and what the class's own `embed` and `rerank` stand for;
     - `handles_stop`: True if `llm_compute` ends by itself at the request's `stop` strings; else the framework
       cuts the answer there;
     - `passes_on`: True if `llm_compute` sends the request's own body to another server, which then judges its tools
@@ -38,6 +40,7 @@ class Executor:
     description: ClassVar[str] = ""
     concurrency: int = 1
     capabilities: tuple[str, ...] = ()
+    serves: tuple[str, ...] = ()
     handles_stop: bool = False
     passes_on: bool = False
     context_length: int = 0

@@ -238,7 +238,7 @@ class _Life:
             version=__version__,
             state=state,
             concurrency=self.settings.concurrency,
-            capabilities=server.capabilities(),
+            capabilities=server.capabilities,
             context_length=executor.context_length,
             fingerprint=server.fingerprint,
             load=Load(

@@ -55,6 +55,7 @@ MAX_UNTOLD = 1024
 class ExecutorServer:
     """One executor behind its routes. `state` is what the kernel is told; requests are served while `ready`.
 
+    `capabilities` are none before `setup()` has found out what the executor can do.
     `untold` holds what cut requests cost until the kernel has been told.
     """
 
@@ -74,14 +75,16 @@ class ExecutorServer:
         self._idle.set()
         self._intake: Intake | None = None
         self.fingerprint = ""
+        self.capabilities: list[str] = []
         self.figures: Figures | None = None
 
     def ready(self) -> None:
-        """`setup()` has returned: the access codes are known, requests are served from now on."""
+        """`setup()` has returned: it is known what the executor can do, requests are served from now on."""
         executor = self.executor
+        self.capabilities = [*(executor.serves or self._overridden()), "abort", *executor.capabilities]
         self._intake = Intake(
             executor.access_codes,
-            self.capabilities(),
+            self.capabilities,
             trim_history=executor.settings.trim_history,
             passes_on=executor.passes_on,
         )
@@ -90,15 +93,11 @@ class ExecutorServer:
         self.figures = Figures(executor.access_codes[0], lambda: self.slots.running, lambda: self.slots.waiting)
         self.state = "ready"
 
-    def capabilities(self) -> list[str]:
-        """What the kernel is told that this executor can do."""
+    def _overridden(self) -> tuple[str, ...]:
+        """What an executor serves that does not say: everybody chats, and who wrote `embed` or `rerank` does that."""
         kind = type(self.executor)
-        own = ["chat", "completions", "abort", *self.executor.capabilities]
-        if kind.embed is not Executor.embed:
-            own.append("embeddings")
-        if kind.rerank is not Executor.rerank:
-            own.append("rerank")
-        return own
+        hooks = {"embeddings": kind.embed is not Executor.embed, "rerank": kind.rerank is not Executor.rerank}
+        return ("chat", "completions", *(name for name, own in hooks.items() if own))
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those under way; whether all of them ended."""
