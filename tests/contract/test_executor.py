@@ -151,6 +151,8 @@ class TestChat:
             accepts.model_validate_json(answer.body, strict=True)
         else:
             assert {result["index"] for result in answer.json()["results"]} == {0, 1}
+        (replica,) = house.kernel.replicas(house.code)
+        assert (answer.status == 200) == (path.removeprefix("/v1/") in replica["capabilities"])
 
 
 class TestUsage:
