@@ -40,7 +40,7 @@ TOKENS = "tokenizer.ggml.tokens"
 WHOLE_TEXT = ("gpt2", "llama")
 """Tokenizers whose tokens spell the whole text, byte for byte: they leave out nothing of it."""
 POOLS_LAST = 3
-POOLED_FOR_RANKING = 4
+POOLS_FOR_RANKING = 4
 
 Value = int | float | bool | str
 
@@ -382,7 +382,7 @@ class _Reader:
             chat_template=_text(self._values, "tokenizer.chat_template"),
             licence=_text(self._values, "general.license"),
             pooled=pooling != 0,
-            ranks=pooling == POOLED_FOR_RANKING,
+            ranks=pooling == POOLS_FOR_RANKING,
             pools_last=pooling == POOLS_LAST,
             longest_token=self._longest_token if self._values.get("tokenizer.ggml.model") in WHOLE_TEXT else 0,
         )
