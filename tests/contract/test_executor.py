@@ -22,6 +22,7 @@ from calls import (
     old_form,
     post_form,
     post_json,
+    send_raw,
     stream_chat,
 )
 from contract.subjects import QUESTION, House, Subject
@@ -150,6 +151,8 @@ class TestChat:
             accepts.model_validate_json(answer.body, strict=True)
         else:
             assert {result["index"] for result in answer.json()["results"]} == {0, 1}
+        (replica,) = house.kernel.replicas(house.code)
+        assert (answer.status == 200) == (path.removeprefix("/v1/") in replica["capabilities"])
 
 
 class TestUsage:
@@ -199,6 +202,13 @@ class TestErrors:
     def test_an_empty_form_is_refused_as_it_always_was(self, house: House) -> None:
         answer = fetch(house.endpoint, "POST", b"", {"content-type": "application/x-www-form-urlencoded"})
         assert (answer.status, answer.json()) == (400, {"msg": "Received empty request!"})
+
+    def test_a_form_that_is_too_large_is_refused_in_the_words_of_its_wire(self, house: House) -> None:
+        head = b"POST /chat HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 99999999999\r\nconnection: close\r\n\r\n"
+        answer = send_raw(house.executor.port, head)
+        status, _, body = answer.partition(b"\r\n\r\n")
+        assert status.startswith(b"HTTP/1.1 413"), answer
+        assert list(json.loads(body)) == ["msg"]
 
     def test_it_serves_on_after_all_of_that(self, house: House) -> None:
         for body in BAD_BODIES.values():

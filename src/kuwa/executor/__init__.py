@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kuwa.executor.base import LLMExecutor, NotBuiltYet, SetupFailed
+    from kuwa.executor.base import LLMExecutor
     from kuwa.executor.chunks import (
         Chunk,
         Finish,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ToolCallDelta,
         Usage,
     )
+    from kuwa.executor.failures import SetupFailed
     from kuwa.executor.modelfile import Modelfile
     from kuwa.executor.request import Embeddings, EmbedRequest, Ranking, Request, RerankRequest
 
@@ -34,7 +35,6 @@ __all__ = [
     "Finish",
     "LLMExecutor",
     "Modelfile",
-    "NotBuiltYet",
     "Progress",
     "Ranking",
     "RawAnswer",
@@ -50,11 +50,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "base": ("LLMExecutor", "NotBuiltYet", "SetupFailed"),
+    "base": ("LLMExecutor",),
     "chunks": (
         *("Chunk", "Finish", "Progress", "RawAnswer", "RawEvent", "RawStream"),
         *("Reasoning", "Text", "ToolCallDelta", "Usage"),
     ),
+    "failures": ("SetupFailed",),
     "modelfile": ("Modelfile",),
     "request": ("EmbedRequest", "Embeddings", "Ranking", "Request", "RerankRequest"),
 }

@@ -1,38 +1,21 @@
-"""`LLMExecutor`: the class that every executor extends. The interface, and nothing of how it is served.
+"""`LLMExecutor`: the class that every executor extends. It reads the command line and starts what serves it.
 
-A subclass writes `llm_compute` and perhaps the rest. `run()` hands the object to `executor/run`, which serves it.
+A subclass writes `llm_compute` and perhaps other hooks of `interface.Executor`. `run()` hands the object to
+`executor/run`, which serves it.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from kuwa.executor import invocation
-from kuwa.executor.arguments import (
-    ExecutorParser,
-    Settings,
-    UsageError,
-    further_options,
-    general_options,
-    read_settings,
-)
-from kuwa.executor.chunks import Chunk
+from kuwa.executor.arguments import ExecutorParser, UsageError, further_options, general_options, read_settings
+from kuwa.executor.interface import Executor
 from kuwa.executor.modelfile import Modelfile
-from kuwa.executor.request import Embeddings, EmbedRequest, Ranking, RerankRequest
-from kuwa.wire.errors import Unsupported
 
 
-class SetupFailed(Exception):
-    """`setup()` or a hook could not make the executor ready; the message says why and what to do. Exit code 4."""
-
-
-class NotBuiltYet(Exception):
-    """The executor is listed and documented but cannot serve yet. Exit code 3."""
-
-
-class LLMExecutor:
+class LLMExecutor(Executor):
     """An executor serves one model under one or more access codes.
 
     The object is made once; the command line has been parsed when `super().__init__()` returns (`self.args`, and
@@ -40,49 +23,26 @@ class LLMExecutor:
     line. Then `setup()` is called, in a thread, while the executor is already announced as starting. After it
     `llm_compute` is called once per request, up to `concurrency` at a time.
 
-    Class attributes a subclass may set:
-    - `LLM_name`: the access code where the command line gives none (setting it in `setup`, as of old, works too);
-    - `description`: its line in `kuwa-executor --list`, e.g. `"[Tool] Says hello."`;
-    - `concurrency`: how many requests are computed at once where `--concurrency` does not say;
-    - `capabilities`: what else it can do: `"tools"`, `"images"`, `"response_format"`, `"logprobs"`, `"n"`,
-      `"resume"`. A request that needs one that is missing is refused before `llm_compute` sees it;
-    - `handles_stop`: True if `llm_compute` ends by itself at the request's `stop` strings; else the framework
-      cuts the answer there;
-    - `passes_on`: True if `llm_compute` sends the request's own body to another server, which then judges its tools
-      and tool calls; else malformed ones are refused before `llm_compute` sees them;
-    - `context_length`: in tokens, 0 where unknown; may be set on the object in `setup`;
-    - `provider_key_field`: the field of the v1.0 form that holds a user's own key for this model's provider;
-    - `secret_options`: options whose value is blotted out of the process's argument list once it has started.
+    The attributes and hooks that a subclass may set are those of `interface.Executor`.
     """
 
-    LLM_name: str | None = None
-    description: ClassVar[str] = ""
-    concurrency: int = 1
-    capabilities: tuple[str, ...] = ()
-    handles_stop: bool = False
-    passes_on: bool = False
-    context_length: int = 0
-    provider_key_field: str = "openai_token"
-    secret_options: ClassVar[tuple[str, ...]] = ()
-
     def __init__(self) -> None:
-        started = invocation.current() or _from_command_line()
-        self.environment: Mapping[str, str] = started.environment
+        started = invocation.current() or invocation.of_script()
+        self.environment = started.environment
         parser = ExecutorParser(started.prog)
         general_options(parser, started.environment, type(self).LLM_name or started.name)
         self.extend_arguments(parser)
         further_options(parser, started.environment, type(self).concurrency)
-        self.args: argparse.Namespace = parser.parse(started.arguments)
+        self.args = parser.parse(started.arguments)
         try:
-            self.settings: Settings = read_settings(self.args, type(self).concurrency)
+            self.settings = read_settings(self.args, type(self).concurrency)
         except UsageError as error:
             parser.error(str(error))
         self.concurrency = self.settings.concurrency
         self.prog = started.prog
         self.default_name = started.name
         self.invocation = started
-        self.environment = started.environment
-        self.on_give_up: Callable[[str], None] = _ignore
+        self.on_give_up = _ignore
         self._adopt_old_names()
 
     def _adopt_old_names(self) -> None:
@@ -94,68 +54,8 @@ class LLMExecutor:
         self.kernel_url = self.settings.kernel_url
         self.log_level = self.settings.log
 
-    @property
-    def access_codes(self) -> tuple[str, ...]:
-        """What clients call this model; final once `setup()` has returned."""
-        return self.settings.access_codes or ((self.LLM_name or self.default_name),)
-
     def extend_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add command-line options of your own, with argparse's methods on `parser`."""
-
-    def setup(self) -> Any:
-        """Make ready whatever you need: load the model. May take long; raise `SetupFailed` with a clear text."""
-
-    async def serve_startup(self) -> None:
-        """Called on the server's event loop after `setup()`, before the first request."""
-
-    async def shutdown(self) -> None:
-        """Called on the server's event loop after the last request."""
-
-    def healthy(self) -> str:
-        """Why the executor cannot serve now; empty text while it can. Asked on every `/health`: must be quick."""
-        return ""
-
-    def give_up(self, reason: str) -> None:
-        """To be called, on the server's event loop, when the executor can never serve again: the process leaves the
-        kernel and ends with exit code 4 and `reason`."""
-        self.on_give_up(reason)
-
-    def fingerprint(self) -> str:
-        """A word (no blanks) that names what the answers depend on: weights, tokenizer, template, dtype, engine and
-        its version. Where two executors name the same one and both have the capability `"resume"`, a stream whose
-        executor dies is computed again by the other, with the same `seed` among the request's parameters, and the
-        client sees one unbroken answer. Empty: the answers of this executor cannot be repeated. Asked once, after
-        `setup`."""
-        return ""
-
-    def own_seed(self) -> int | None:
-        """The seed of requests that bring none; None: a new one is drawn for each."""
-        return None
-
-    def llm_compute(self, *args: Any, **kwargs: Any) -> AsyncIterator[Chunk]:
-        """Compute one answer. Write it as `async def llm_compute(self, request)` with `yield`.
-
-        Name the arguments you want: `request` (`kuwa.executor.Request`); or, as executors of June 2024 did,
-        `history` and `modelfile`; or, as those of May 2024 did, `data` (the form as a dict). `request.messages`
-        has the Modelfile applied already; `history` has not.
-
-        Yield `str`, or the chunk types of `kuwa.executor`. A plain generator with `yield` but without `async` runs
-        in a thread, so it may block. Raise a `kuwa.wire.errors.KuwaError` for an error the client shall read;
-        of any other exception the client learns only that it happened.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no llm_compute method; write one")
-
-    def abort(self, *args: Any, **kwargs: Any) -> Any:
-        """Called once for each request that is cancelled, while its iterator is being closed. May be `async`, and
-        may declare `request`. What it returns is the text that the old wire's abort answers with."""
-
-    async def embed(self, request: EmbedRequest) -> Embeddings:
-        """Turn texts into vectors."""
-        raise Unsupported(f"The model {request.access_code!r} makes no embeddings.")
-
-    async def rerank(self, request: RerankRequest) -> Ranking:
-        """Score documents by how well they answer a query."""
-        raise Unsupported(f"The model {request.access_code!r} cannot rerank documents.")
 
     def in_debug(self) -> bool:
         return self.settings.log == "DEBUG"
@@ -178,10 +78,3 @@ class LLMExecutor:
 def _ignore(reason: str) -> None:
     """Nobody serves this executor."""
     del reason
-
-
-def _from_command_line() -> invocation.Invocation:
-    """`python my_executor.py …`: the process's own command line, read by the one module that may."""
-    from kuwa.executor.cli import own_invocation
-
-    return own_invocation()

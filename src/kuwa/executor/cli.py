@@ -1,12 +1,7 @@
-"""The command `kuwa-executor`: lists the executors, starts one of them, or a file that defines one.
-
-This is the executors' one place that reads the process's command line and environment; everything else is given
-an `Invocation`.
-"""
+"""The command `kuwa-executor`: lists the executors, starts one of them, or a file that defines one."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +10,7 @@ from typing import TextIO
 
 from kuwa.clash import check_clash
 from kuwa.executor import catalog
-from kuwa.executor.invocation import Invocation, invoked
+from kuwa.executor.invocation import Invocation, command_line, environment, invoked
 
 PROG = "kuwa-executor"
 USAGE = f"""usage: {PROG} [-h] [--list] executor ...
@@ -32,15 +27,7 @@ Use "{PROG} [executor] --help" to get more information.
 def main() -> None:
     """The console script."""
     check_clash()
-    arguments = sys.argv[1:]  # noqa: TID251 - this is the one place
-    sys.exit(start(arguments, _environment()))
-
-
-def own_invocation() -> Invocation:
-    """How a file that is run as a program (`python my_executor.py …`) was started."""
-    script, *arguments = sys.argv  # noqa: TID251 - this is the one place
-    path = Path(script)
-    return Invocation(prog=path.name, arguments=arguments, environment=_environment(), name=path.stem)
+    sys.exit(start(command_line(), environment()))
 
 
 def start(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -92,10 +79,6 @@ def _say(text: str, stream: TextIO) -> None:
     with suppress(BrokenPipeError):
         stream.write(text)
         stream.flush()
-
-
-def _environment() -> Mapping[str, str]:
-    return dict(os.environ)  # noqa: TID251 - this is the one place
 
 
 if __name__ == "__main__":

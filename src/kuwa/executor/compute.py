@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any, cast
 
-from kuwa.executor.base import LLMExecutor, SetupFailed
 from kuwa.executor.chunks import Chunk
+from kuwa.executor.failures import SetupFailed
+from kuwa.executor.interface import Executor
 from kuwa.executor.legacy import form_of, history_of, modelfile_of
 from kuwa.executor.request import Request
 
@@ -33,14 +34,14 @@ _GIVE: dict[str, Callable[[Request], Any]] = {
 class Compute:
     """How one executor's `llm_compute` and `abort` want to be called."""
 
-    def __init__(self, executor: LLMExecutor) -> None:
+    def __init__(self, executor: Executor) -> None:
         """Raises SetupFailed for a signature that cannot be served."""
         self._compute = executor.llm_compute
         self._abort = executor.abort
         self._positional, self._named = _arguments(executor)
         self._blocking = inspect.isgeneratorfunction(executor.llm_compute)
         self._abort_takes_request = "request" in inspect.signature(executor.abort).parameters
-        self.can_abort = type(executor).abort is not LLMExecutor.abort
+        self.can_abort = type(executor).abort is not Executor.abort
 
     def open(self, request: Request) -> AsyncIterator[Chunk]:
         """Begin to compute `request`. Close the iterator to cancel it."""
@@ -57,7 +58,7 @@ class Compute:
         return await result if inspect.isawaitable(result) else result
 
 
-def _arguments(executor: LLMExecutor) -> tuple[list[str], list[str]]:
+def _arguments(executor: Executor) -> tuple[list[str], list[str]]:
     """Which of `_GIVE` to pass by position and which by name.
 
     The old framework passed the form by position, so a single argument of any other name is the form.

@@ -5,44 +5,19 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from kuwa.wire.lease import MAX_TOKENS
+from kuwa.wire.metrics import Exposition, Histogram, histogram_family
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, float("inf"))
-_CHARACTERS = (10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000, float("inf"))
-_SPEED = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, float("inf"))
-
-
-class _Histogram:
-    """Counts by bucket. The library's own counter takes a lock for each bucket, sum and count."""
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * len(bounds)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-
-    def family(self, name: str, text: str, label: str, own: str) -> HistogramMetricFamily:
-        buckets: list[tuple[str, float]] = []
-        total = 0
-        for bound, count in zip(self._bounds, self._counts, strict=True):
-            total += count
-            buckets.append(("+Inf" if bound == float("inf") else str(float(bound)), total))
-        family = HistogramMetricFamily(name, text, labels=[label])
-        family.add_metric([own], buckets, self._sum)
-        return family
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
+_CHARACTERS = (10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)
+_SPEED = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 
 
-class Figures(Collector):
+class Figures:
     """All metrics of one executor. Times are in seconds. Used from the event loop alone, so nothing is locked."""
 
     def __init__(self, executor_name: str, running: Callable[[], int], waiting: Callable[[], int]) -> None:
@@ -50,10 +25,9 @@ class Figures(Collector):
         self._running = running
         self._waiting = waiting
         self._failed = self._success = self._prompt = self._generated = 0
-        self._seconds, self._first = _Histogram(_SECONDS), _Histogram(_SECONDS)
-        self._length, self._speed = _Histogram(_CHARACTERS), _Histogram(_SPEED)
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
+        self._seconds, self._first = Histogram(_SECONDS), Histogram(_SECONDS)
+        self._length, self._speed = Histogram(_CHARACTERS), Histogram(_SPEED)
+        self._exposition = Exposition(self)
 
     def answered(
         self, *, seconds: float, first_s: float, characters: int, prompt_tokens: int, completion_tokens: int
@@ -85,14 +59,17 @@ class Figures(Collector):
             state.add_metric([self._name, name], float(holds))
         yield state
         yield self._counter("executor_framework_failed", "Requests that failed.", own, self._failed)
-        yield self._seconds.family(
-            "executor_framework_process_time_seconds", "Time to compute a request.", own, self._name
+        yield histogram_family(
+            "executor_framework_process_time_seconds", "Time to compute a request.", own, {self._name: self._seconds}
         )
-        yield self._length.family(
-            "executor_framework_output_length_charters", "Characters of an answer.", own, self._name
+        yield histogram_family(
+            "executor_framework_output_length_charters", "Characters of an answer.", own, {self._name: self._length}
         )
-        yield self._speed.family(
-            "executor_framework_output_throughput_charters_per_second", "Characters per second.", own, self._name
+        yield histogram_family(
+            "executor_framework_output_throughput_charters_per_second",
+            "Characters per second.",
+            own,
+            {self._name: self._speed},
         )
         yield from self._for_vllm_dashboards()
 
@@ -105,19 +82,24 @@ class Figures(Collector):
             gauge = GaugeMetricFamily(name, text, labels=[own])
             gauge.add_metric([self._name], value)
             yield gauge
-        yield self._first.family(
-            "vllm:time_to_first_token_seconds", "Time to the first piece of an answer.", own, self._name
+        yield histogram_family(
+            "vllm:time_to_first_token_seconds", "Time to the first piece of an answer.", own, {self._name: self._first}
         )
-        yield self._seconds.family("vllm:e2e_request_latency_seconds", "Time of a request.", own, self._name)
+        yield histogram_family(
+            "vllm:e2e_request_latency_seconds", "Time of a request.", own, {self._name: self._seconds}
+        )
         yield self._counter("vllm:prompt_tokens", "Prompt tokens.", own, self._prompt)
         yield self._counter("vllm:generation_tokens", "Generated tokens.", own, self._generated)
         yield self._counter("vllm:request_success", "Requests that ended well.", own, self._success)
+
+    def _histogram(self, name: str, text: str, label: str, histogram: Histogram) -> Metric:
+        return histogram_family(name, text, label, {self._name: histogram})
 
     def _counter(self, name: str, text: str, label: str, value: int) -> CounterMetricFamily:
         family = CounterMetricFamily(name, text, labels=[label])
         family.add_metric([self._name], value)
         return family
 
-    def exposition(self) -> bytes:
-        """The text that `/metrics` answers with."""
-        return generate_latest(self._registry)
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """What `/metrics` answers with, in the format that the scraper's Accept header asks for; its content type."""
+        return self._exposition.render(accept)

@@ -23,7 +23,8 @@ from types import FrameType
 from kuwa import __version__
 from kuwa.executor.address import Address, Way, bind_address, executor_id, local_addresses, way_to
 from kuwa.executor.arguments import Settings, UsageError
-from kuwa.executor.base import LLMExecutor, NotBuiltYet, SetupFailed
+from kuwa.executor.failures import SetupFailed
+from kuwa.executor.interface import Executor
 from kuwa.executor.lease import LeaseLoop
 from kuwa.executor.process_title import hide
 from kuwa.executor.server import ExecutorServer
@@ -49,7 +50,6 @@ class Exit(IntEnum):
     OK = 0
     CUT = 1
     USAGE = 2
-    NOT_BUILT = 3
     SETUP_FAILED = 4
     REFUSED = 5
 
@@ -63,7 +63,7 @@ class Leave(Exception):
         self.reason = reason
 
 
-def run(executor: LLMExecutor) -> int:
+def run(executor: Executor) -> int:
     """Serve `executor` until a signal ends it; the process's exit code."""
     _log_to_stderr(executor.settings.log)
     hide(executor.invocation, executor.secret_options)
@@ -86,7 +86,7 @@ def _log_to_stderr(level: str) -> None:
 class _Life:
     """One executor process."""
 
-    def __init__(self, executor: LLMExecutor) -> None:
+    def __init__(self, executor: Executor) -> None:
         self.executor = executor
         self.settings = executor.settings
         self.incarnation = time.time_ns()
@@ -144,6 +144,7 @@ class _Life:
             hot=self.server.hot(),
             app=self.server.app(),
             errors=OPENAI,
+            errors_of=self.server.errors_of(),
             guard=HostGuard([*settings.allowed_hosts, host], changing=[self.server.abort_path]),
         )
         try:
@@ -237,7 +238,7 @@ class _Life:
             version=__version__,
             state=state,
             concurrency=self.settings.concurrency,
-            capabilities=server.capabilities(),
+            capabilities=server.capabilities,
             context_length=executor.context_length,
             fingerprint=server.fingerprint,
             load=Load(
@@ -325,12 +326,12 @@ class _Rate:
         return round(made / since, 1) if since > 0 else 0.0
 
 
-async def _start_up(executor: LLMExecutor) -> None:
+async def _start_up(executor: Executor) -> None:
     await _setup(executor)
     await executor.serve_startup()
 
 
-async def _setup(executor: LLMExecutor) -> None:
+async def _setup(executor: Executor) -> None:
     """`setup()` in a thread that cannot keep the process alive, or on the event loop where it is `async`."""
     if inspect.iscoroutinefunction(executor.setup):
         await executor.setup()
@@ -365,8 +366,6 @@ def why_not(error: Exception) -> Leave:
     match error:
         case Leave():
             return error
-        case NotBuiltYet():
-            return Leave(Exit.NOT_BUILT, str(error))
         case UsageError() | InvalidRequest():
             return Leave(Exit.USAGE, str(error))
         case SetupFailed():

@@ -1,49 +1,43 @@
 """The executor as a server: its routes, its slots, and one task per request. `run` makes it and gives it sockets.
 
-A request's way: `intake` reads it, `Job` holds a slot for it and drives `compute`, `answer` makes bytes of each
+A request's way: `intake` reads it, `job` holds a slot for it and drives `compute`, `answer` makes bytes of each
 chunk, the exchange sends them. Everything here runs on the server's event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
-import struct
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from kuwa.executor.answer import Answer, Events, RawText, Whole
-from kuwa.executor.base import LLMExecutor
-from kuwa.executor.chunks import Progress, RawStream
 from kuwa.executor.compute import Compute
 from kuwa.executor.figures import Figures
 from kuwa.executor.intake import Intake
-from kuwa.executor.request import Embeddings, Ranking, Request, RerankRequest
-from kuwa.executor.resumable import announcement
-from kuwa.executor.slots import Slots, full
-from kuwa.http.exchange import JSON_LINE, Exchange, Handler
+from kuwa.executor.interface import Executor
+from kuwa.executor.job import Job, brought_key
+from kuwa.executor.slots import Slots
+from kuwa.executor.vectors import embeddings_body, ranking_body
+from kuwa.executor.wires import OPENAI_WIRE, V1_WIRE, Wire
+from kuwa.http.exchange import Exchange, Handler
 from kuwa.wire import form as form_wire
-from kuwa.wire import resume
 from kuwa.wire.errors import (
-    ClientGone,
-    ContextLengthExceeded,
     Draining,
+    ErrorShape,
     InternalError,
+    InvalidRequest,
     KuwaError,
     MethodNotAllowed,
     NoReplica,
     NotFound,
-    QueueFull,
     RequestCancelled,
 )
 from kuwa.wire.lease import EndedRequest
-from kuwa.wire.names import PROVIDER_KEY_HEADER, RequestIds, echoable_request_id
-from kuwa.wire.openai import Usage
+from kuwa.wire.names import RequestIds, echoable_request_id
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -51,16 +45,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 State = Literal["starting", "ready", "draining"]
-
-# A generator that never waits for anything would keep everybody else from being served.
-YIELD_S = 0.005
-ABORT_TIMEOUT_S = 5.0
-# Between two comments that say that a request is still computed. The first one commits the status 200, so that whoever
-# refuses a request should have done so before.
-PROGRESS_S = 2.0
-
-_EVENT_STREAM = b"content-type: text/event-stream; charset=utf-8\r\n"
-_NO_CACHE = b"cache-control: no-cache\r\n"
+Begin = Callable[[Intake, Job], Awaitable[None]]
 
 log = logging.getLogger("kuwa.executor")
 
@@ -70,10 +55,11 @@ MAX_UNTOLD = 1024
 class ExecutorServer:
     """One executor behind its routes. `state` is what the kernel is told; requests are served while `ready`.
 
+    `capabilities` are none before `setup()` has found out what the executor can do.
     `untold` holds what cut requests cost until the kernel has been told.
     """
 
-    def __init__(self, executor: LLMExecutor) -> None:
+    def __init__(self, executor: Executor) -> None:
         """Raises SetupFailed where `llm_compute` cannot be called."""
         self.executor = executor
         self.settings = executor.settings
@@ -89,14 +75,16 @@ class ExecutorServer:
         self._idle.set()
         self._intake: Intake | None = None
         self.fingerprint = ""
+        self.capabilities: list[str] = []
         self.figures: Figures | None = None
 
     def ready(self) -> None:
-        """`setup()` has returned: the access codes are known, requests are served from now on."""
+        """`setup()` has returned: it is known what the executor can do, requests are served from now on."""
         executor = self.executor
+        self.capabilities = [*(executor.serves or self._overridden()), "abort", *executor.capabilities]
         self._intake = Intake(
             executor.access_codes,
-            self.capabilities(),
+            self.capabilities,
             trim_history=executor.settings.trim_history,
             passes_on=executor.passes_on,
         )
@@ -105,15 +93,11 @@ class ExecutorServer:
         self.figures = Figures(executor.access_codes[0], lambda: self.slots.running, lambda: self.slots.waiting)
         self.state = "ready"
 
-    def capabilities(self) -> list[str]:
-        """What the kernel is told that this executor can do."""
+    def _overridden(self) -> tuple[str, ...]:
+        """What an executor serves that does not say: everybody chats, and who wrote `embed` or `rerank` does that."""
         kind = type(self.executor)
-        own = ["chat", "completions", "abort", *self.executor.capabilities]
-        if kind.embed is not LLMExecutor.embed:
-            own.append("embeddings")
-        if kind.rerank is not LLMExecutor.rerank:
-            own.append("rerank")
-        return own
+        hooks = {"embeddings": kind.embed is not Executor.embed, "rerank": kind.rerank is not Executor.rerank}
+        return ("chat", "completions", *(name for name, own in hooks.items() if own))
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those under way; whether all of them ended."""
@@ -143,6 +127,10 @@ class ExecutorServer:
             "/v1/rerank": self._rerank,
             self.settings.executor_path: self._form,
         }
+
+    def errors_of(self) -> Mapping[str, ErrorShape]:
+        """How errors are worded on the routes of the v1.0 wire; on all others as OpenAI words them."""
+        return {self.settings.executor_path: V1_WIRE.refusals}
 
     @property
     def abort_path(self) -> str:
@@ -183,18 +171,18 @@ class ExecutorServer:
         )
 
     def _chat(self, exchange: Exchange) -> None:
-        self._serve(exchange, lambda intake, job: _answer_with(job, intake.chat(job.id, exchange.body)))
+        self._serve(exchange, lambda intake, job: job.answer(intake.chat(job.id, exchange.body)))
 
     def _completion(self, exchange: Exchange) -> None:
-        self._serve(exchange, lambda intake, job: _answer_with(job, intake.completion(job.id, exchange.body)))
+        self._serve(exchange, lambda intake, job: job.answer(intake.completion(job.id, exchange.body)))
 
     def _embeddings(self, exchange: Exchange) -> None:
         def begin(intake: Intake, job: Job) -> Awaitable[None]:
-            request, as_base64 = intake.embedding(job.id, exchange.body, _brought_key(exchange))
+            request, as_base64 = intake.embedding(job.id, exchange.body, brought_key(exchange))
 
             async def work() -> None:
                 found = await self.executor.embed(request)
-                job.respond(_embeddings_body(request.access_code, found, as_base64))
+                job.respond(embeddings_body(request.access_code, found, as_base64))
 
             return work()
 
@@ -202,11 +190,11 @@ class ExecutorServer:
 
     def _rerank(self, exchange: Exchange) -> None:
         def begin(intake: Intake, job: Job) -> Awaitable[None]:
-            request, with_documents = intake.ranking(job.id, exchange.body, _brought_key(exchange))
+            request, with_documents = intake.ranking(job.id, exchange.body, brought_key(exchange))
 
             async def work() -> None:
                 found = await self.executor.rerank(request)
-                job.respond(_ranking_body(request, found, with_documents))
+                job.respond(ranking_body(request, found, with_documents))
 
             return work()
 
@@ -216,20 +204,19 @@ class ExecutorServer:
         """The v1.0 chat: a form in, raw text out."""
         try:
             form = form_wire.parse_form(exchange.body, max_bytes=len(exchange.body))
+            if not form:
+                raise InvalidRequest("Received empty request!")
         except KuwaError as error:
-            exchange.respond(error.status, _message(error.message))
-            return
-        if not form:
-            exchange.respond(400, _message("Received empty request!"))
+            exchange.fail(error)
             return
         language = (exchange.headers.get(b"accept-language") or b"").decode("latin-1")
-        self._serve(exchange, lambda intake, job: _answer_with(job, intake.form(job.id, form, language)), old=True)
+        self._serve(exchange, lambda intake, job: job.answer(intake.form(job.id, form, language)), V1_WIRE)
 
-    def _serve(self, exchange: Exchange, begin: Callable[[Intake, Job], Awaitable[None]], *, old: bool = False) -> None:
+    def _serve(self, exchange: Exchange, begin: Begin, wire: Wire = OPENAI_WIRE) -> None:
         """Read the request and start its job; `begin` reads, and gives what computes."""
         given = exchange.headers.get(b"x-kuwa-request-id") or b""
         request_id = echoable_request_id(given.decode("latin-1")) or self._ids.draw()
-        job = Job(self, exchange, request_id, old=old)
+        job = Job(self, exchange, request_id, wire)
         try:
             job.start(begin(self._serving(), job))
         except KuwaError as error:
@@ -288,10 +275,10 @@ class ExecutorServer:
     async def _metrics(self, request: HttpRequest) -> Response:
         from starlette.responses import Response
 
-        del request
         if self.figures is None:
             raise NoReplica("This executor is still starting.")
-        return Response(self.figures.exposition(), media_type="text/plain; version=0.0.4")
+        body, content_type = self.figures.exposition(request.headers.get("accept", ""))
+        return Response(body, media_type=content_type)
 
     async def _abort(self, request: HttpRequest) -> Response:
         """The v1.0 abort names no request: whatever runs is ended."""
@@ -303,357 +290,7 @@ class ExecutorServer:
         return _json({"msg": next((text for text in said if text), "Aborted")})
 
 
-class Job:
-    """One request under way: it waits for a slot, computes, and cleans up, whatever happens."""
-
-    def __init__(self, server: ExecutorServer, exchange: Exchange, request_id: str, *, old: bool) -> None:
-        self.server = server
-        self.exchange = exchange
-        self.id = request_id
-        self.cancelled = False
-        self.request: Request | None = None
-        self.opening = b""
-        self._old = old
-        self._why: KuwaError = RequestCancelled("The request was cancelled.")
-        self._answer: Answer | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._abort: asyncio.Task[Any] | None = None
-        self._computing = False
-        self._began = self._first = 0.0
-        self._told = False
-        self._from_kernel = exchange.headers.get(b"x-kuwa-request-id") is not None
-
-    def start(self, work: Awaitable[None]) -> None:
-        self.exchange.on_gone = self.cancel
-        self._task = asyncio.get_running_loop().create_task(self._run(work), name=f"kuwa-{self.id}")
-        # Not at the end of `_run`: a task that is cancelled before its first step never enters it.
-        self._task.add_done_callback(lambda task: self._over(task, work))
-
-    def _over(self, task: asyncio.Task[None], work: Awaitable[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("request %s was not answered", self.id, exc_info=error, extra=self._hiding())
-            self.exchange.abort()
-        close = getattr(work, "close", None)
-        if close is not None and not self._computing:
-            close()
-        self.server.job_ended(self)
-
-    def cancel(self, why: KuwaError | None = None) -> None:
-        """The client went away, or somebody asked for an end (`why`): stop computing."""
-        if self.cancelled or self._task is None:
-            return
-        self.cancelled = True
-        self._why = why or self._why
-        if self._computing:
-            self.server.slots.cancelling += 1
-            if self.request is not None:
-                # Beside the closing of the iterator, not after it: it may be what lets a blocked thread go.
-                self._abort = asyncio.get_running_loop().create_task(self.server.compute.abort(self.request))
-        self._task.cancel()
-
-    def untold_counts(self) -> Usage | None:
-        """What the request cost, where it was computed and its client was not told."""
-        if self._answer is None or self._told or not self._from_kernel:
-            return None
-        return Usage.of(self._answer.counts())
-
-    async def ended(self) -> str:
-        """Wait until the job has ended; what the executor's `abort` said."""
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=ABORT_TIMEOUT_S)
-        done = self._abort is not None and self._abort.done() and not self._abort.cancelled()
-        result = self._abort.result() if self._abort and done and self._abort.exception() is None else ""
-        return str(result or "")
-
-    async def _run(self, work: Awaitable[None]) -> None:
-        slots = self.server.slots
-        try:
-            await self._take_slot(slots)
-            try:
-                self._computing = True
-                await work
-            finally:
-                await self._leave(slots)
-        except asyncio.CancelledError:
-            self._end_cancelled()
-        except ClientGone:
-            pass
-        except KuwaError as error:
-            self._failed(error)
-        except Exception as error:
-            log.error("request %s failed", self.id, exc_info=error, extra=self._hiding())
-            self._failed(InternalError("The executor failed at this request; its log says why."))
-
-    def _hiding(self) -> dict[str, Any]:
-        """For the log: a provider's exception may repeat the key that the request brought."""
-        key = _brought_key(self.exchange) or (self.request.provider_key if self.request is not None else "")
-        return {"hidden": (key,)}
-
-    async def _take_slot(self, slots: Slots) -> None:
-        if slots.take():
-            return
-        loop = asyncio.get_running_loop()
-        granted: asyncio.Future[None] = loop.create_future()
-        waiter = slots.wait(lambda: granted.set_result(None), loop.time())
-        try:
-            await asyncio.wait([granted], timeout=waiter.deadline - loop.time())
-        except asyncio.CancelledError:
-            if granted.done():
-                slots.release()
-            raise
-        finally:
-            slots.give_up(waiter)
-        if not granted.done():
-            raise full(slots.limit)
-
-    async def _leave(self, slots: Slots) -> None:
-        """The iterator is closed; wait for `abort`, too, before the slot goes to the next request."""
-        if self._abort is not None:
-            try:
-                async with asyncio.timeout(ABORT_TIMEOUT_S):
-                    await self._abort
-            except Exception as error:
-                log.error("abort() of request %s failed", self.id, exc_info=error, extra=self._hiding())
-        if self.cancelled:
-            slots.cancelling -= 1
-        slots.release()
-
-    async def compute(self, answer: Answer, request: Request) -> None:
-        """Compute `request` and send what comes. The loop over the chunks is the executor's hot path."""
-        self.request, self._answer = request, answer
-        time_now = asyncio.get_running_loop().time
-        exchange = self.exchange
-        self._began = yielded = told = time_now()
-        chunks = self.server.compute.open(request)
-        try:
-            async for chunk in chunks:
-                if isinstance(chunk, RawStream):
-                    await self._pass_on(chunk, answer)
-                elif type(chunk) is Progress:
-                    if time_now() - told < PROGRESS_S:
-                        continue
-                    told = time_now()
-                    self._write(answer.take(chunk))
-                else:
-                    self._send(answer.take(chunk))
-                if exchange.connection.congested:
-                    await exchange.drain()
-                if answer.cut:
-                    break
-                if time_now() - yielded > YIELD_S:
-                    await asyncio.sleep(0)
-                    yielded = time_now()
-        finally:
-            close = getattr(chunks, "aclose", None)
-            if close is not None:
-                await close()
-        if isinstance(answer, Whole):
-            self._told = not exchange.gone
-            exchange.respond(200, answer.finish(), self._headers(request))
-        else:
-            self._finish_stream(answer, request)
-        self._report(answer, time_now())
-
-    def _send(self, data: bytes) -> None:
-        """Send what a chunk has become."""
-        if self.cancelled:
-            raise asyncio.CancelledError
-        self.server.chunks += 1
-        if not self._first:
-            self._first = asyncio.get_running_loop().time()
-        self._write(data)
-
-    def _write(self, data: bytes) -> None:
-        if data:
-            exchange = self.exchange
-            if not exchange.started:
-                exchange.start(200, self._headers(cast("Request", self.request)))
-                data = self.opening + data
-            exchange.write(data)
-
-    async def _pass_on(self, stream: RawStream, answer: Answer) -> None:
-        """Send a stream's events as they are handed over: no task runs in between."""
-        exchange = self.exchange
-        failure: BaseException | None = None
-
-        def give(datas: list[bytes]) -> bool:
-            nonlocal failure
-            try:
-                self._send(answer.take_events(datas))
-            except BaseException as error:  # noqa: BLE001 - it is raised again, in the request's task
-                failure = error
-                return True
-            if exchange.connection.congested:
-                stream.pause()
-            return answer.cut
-
-        exchange.source = stream
-        try:
-            await stream.run(give)
-        finally:
-            exchange.source = None
-        if failure is not None:
-            raise failure
-
-    def _finish_stream(self, answer: Answer, request: Request) -> None:
-        exchange = self.exchange
-        self._told = not exchange.gone
-        if not exchange.started:
-            exchange.start(200, self._headers(request))
-        exchange.write(answer.finish())
-        exchange.end()
-
-    def _report(self, answer: Answer, now: float) -> None:
-        counts = Usage.of(answer.counts()) or Usage()
-        seconds = now - self._began
-        if self.server.figures is not None:
-            self.server.figures.answered(
-                seconds=seconds,
-                first_s=(self._first or now) - self._began,
-                characters=answer.characters,
-                prompt_tokens=counts.prompt_tokens,
-                completion_tokens=counts.completion_tokens,
-            )
-        log.debug("request %s: %d characters in %.3f s", self.id, answer.characters, seconds)
-
-    def respond(self, body: bytes) -> None:
-        """Answer with a whole JSON body."""
-        self.exchange.respond(200, body, JSON_LINE + self._id_headers())
-
-    def _headers(self, request: Request) -> bytes:
-        headers = _EVENT_STREAM + _NO_CACHE if request.stream else JSON_LINE
-        headers += self._id_headers()
-        if request.trimmed_messages:
-            headers += b"x-kuwa-trimmed-messages: %d\r\n" % request.trimmed_messages
-        return headers
-
-    def _id_headers(self) -> bytes:
-        if self._from_kernel:
-            return b""  # the kernel's answer has its own, and a head that repeats byte for byte is parsed once
-        own = self.id.encode()
-        theirs = self.exchange.headers.get(b"x-request-id") or b""
-        echoed = echoable_request_id(theirs.decode("latin-1"))
-        return b"x-request-id: %b\r\nx-kuwa-request-id: %b\r\n" % (echoed.encode() if echoed else own, own)
-
-    def _end_cancelled(self) -> None:
-        """Cancelled, and the client is still there: it is told, for what it has looks like a whole answer.
-
-        The v1.0 wire has no words for that; there the answer ends with what it has.
-        """
-        if self.exchange.gone or self.exchange.ended:
-            return
-        answer, request = self._answer, self.request
-        if not self._old:
-            self.fail(self._why)
-        elif answer is None or request is None:
-            self.fail(NoReplica("The request was aborted while it waited to be computed."))
-        else:
-            self._finish_stream(answer, request)
-
-    def _failed(self, error: KuwaError) -> None:
-        if self.server.figures is not None and not isinstance(error, QueueFull):
-            self.server.figures.failed()
-        self.fail(error)
-
-    def fail(self, error: KuwaError) -> None:
-        """Answer with `error`, by the wire that the request came by."""
-        if self._old:
-            self._fail_old(error)
-        else:
-            self.exchange.fail(error, self._id_headers())
-
-    def _fail_old(self, error: KuwaError) -> None:
-        """The v1.0 wire: a form that cannot be read is refused, a full executor says so in the words that old
-        kernels know, and every other error is a text in the answer."""
-        exchange = self.exchange
-        if exchange.gone or exchange.ended:
-            return
-        if isinstance(error, QueueFull | NoReplica):
-            retry = b"retry-after: %d\r\n" % (error.retry_after_s or 1)
-            exchange.respond(429, _message("Processing another request."), JSON_LINE + retry)
-            return
-        if self._task is None:
-            exchange.respond(error.status, _message(error.message))
-            return
-        if not exchange.started:
-            exchange.start(200, _EVENT_STREAM + self._id_headers())
-        exchange.write(_old_text(error).encode())
-        exchange.end()
-
-
-def _answer_with(job: Job, request: Request) -> Awaitable[None]:
-    """What computes a chat or completion, in the form that its client asked for."""
-    server, exchange = job.server, job.exchange
-    request.provider_key = _brought_key(exchange) or request.form.get(server.executor.provider_key_field, "")
-    request.language = request.language or (exchange.headers.get(b"accept-language") or b"").decode("latin-1")
-    for note in request.modelfile.ignored:
-        log.info("request %s: the Modelfile holds an %s, which is left out", request.id, note)
-    cuts_stops = not server.executor.handles_stop
-    if exchange.path == server.settings.executor_path:
-        answer: Answer = RawText(request, created=int(time.time()), cuts_stops=cuts_stops)
-    elif request.stream:
-        answer = _events(job, request, cuts_stops)
-    else:
-        answer = Whole(request, created=int(time.time()), cuts_stops=cuts_stops)
-    return job.compute(answer, request)
-
-
-def _events(job: Job, request: Request, cuts_stops: bool) -> Events:
-    """A stream, announced as one that can be gone on with where the kernel asks for that."""
-    executor = job.server.executor
-    announced = None
-    if job.exchange.headers.get(resume.HEADER) == b"1":
-        announced = announcement(request, job.server.fingerprint, executor.own_seed())
-    if announced is not None:
-        job.opening = resume.announce(announced)
-    created = request.resume.created if request.resume is not None else int(time.time())
-    return Events(request, created=created, cuts_stops=cuts_stops, shows_ids=announced is not None)
-
-
-def _brought_key(exchange: Exchange) -> str:
-    """The user's own key for the model's provider. Never logged."""
-    return (exchange.headers.get(PROVIDER_KEY_HEADER) or b"").decode("latin-1")
-
-
-def _old_text(error: KuwaError) -> str:
-    if isinstance(error, ContextLengthExceeded):
-        return form_wire.TOO_LONG_TEXT
-    if error.status >= 500:
-        return form_wire.ERROR_TEXT
-    return f"[{error.message}]"
-
-
-def _message(text: str) -> bytes:
-    return msgspec.json.encode({"msg": text})
-
-
 def _json(content: Any) -> Response:
     from starlette.responses import Response
 
     return Response(msgspec.json.encode(content), media_type="application/json")
-
-
-def _embeddings_body(model: str, found: Embeddings, as_base64: bool) -> bytes:
-    data = [
-        {"object": "embedding", "index": index, "embedding": _base64(vector) if as_base64 else vector}
-        for index, vector in enumerate(found.vectors)
-    ]
-    usage = {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens}
-    return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})
-
-
-def _base64(vector: list[float]) -> str:
-    """Little-endian 32-bit floats, as the OpenAI SDKs read them."""
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-
-
-def _ranking_body(request: RerankRequest, found: Ranking, with_documents: bool) -> bytes:
-    order = sorted(range(len(found.scores)), key=lambda index: -found.scores[index])[: request.top_n]
-    results: list[dict[str, Any]] = [{"index": i, "relevance_score": found.scores[i]} for i in order]
-    if with_documents:
-        for result in results:
-            result["document"] = {"text": request.documents[result["index"]]}
-    usage = {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens}
-    return msgspec.json.encode(
-        {"id": f"rerank-{request.id}", "model": request.access_code, "results": results, "usage": usage}
-    )

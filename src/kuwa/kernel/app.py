@@ -36,7 +36,7 @@ from kuwa.kernel.dialects.dialect import Dialect, Entrance
 from kuwa.kernel.dialects.openai import ROUTES, OpenAIDialect
 from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.health import TickingClock, Watch
-from kuwa.kernel.metrics import Collector, Exposition, Metrics
+from kuwa.kernel.metrics import Collector, Metrics, exposition_of
 from kuwa.kernel.registry import Registry
 from kuwa.kernel.report import build_report
 from kuwa.kernel.settings import BadSetting, Settings
@@ -99,7 +99,7 @@ class Kernel:
         self.status = StatusApi(
             self.registry,
             self.dispatcher,
-            Exposition(Collector(self.metrics, self.registry, self.dispatcher)),
+            exposition_of(Collector(self.metrics, self.registry, self.dispatcher)),
             request_status=self.chat.status,
             cancel=self.chat.cancel,
             draining=lambda: self.chat.draining,

@@ -7,7 +7,6 @@ into Prometheus' text, together with what registry and dispatcher know at that m
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from kuwa.kernel.registry import Registry
 from kuwa.kernel.replica import UNLIMITED
 from kuwa.wire.errors import CODES
 from kuwa.wire.lease import MAX_TOKENS
+from kuwa.wire.metrics import Exposition, Histogram, histogram_family
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -47,37 +47,6 @@ UNKNOWN = ""
 OTHERS = "(others)"
 
 
-class Histogram:
-    """Seconds, counted into buckets of fixed bounds. `zeros` are observations of 0 s, which need no looking for."""
-
-    __slots__ = ("_counts", "_total", "zeros")
-
-    def __init__(self) -> None:
-        self.zeros = 0
-        self._counts = [0] * (len(LATENCY_BUCKETS_S) + 1)
-        self._total = 0.0
-
-    def observe(self, seconds: float) -> None:
-        self._counts[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
-        self._total += seconds
-
-    def cumulative(self) -> tuple[list[tuple[str, float]], float]:
-        """Prometheus' buckets (upper bound, count up to it), and the sum of all observations."""
-        buckets: list[tuple[str, float]] = []
-        count = self.zeros
-        for bound, here in zip((*map(str, LATENCY_BUCKETS_S), "+Inf"), self._counts, strict=True):
-            count += here
-            buckets.append((bound, count))
-        return buckets, self._total
-
-    def __add__(self, other: Histogram) -> Histogram:
-        both = Histogram()
-        both.zeros = self.zeros + other.zeros
-        both._counts = [one + another for one, another in zip(self._counts, other._counts, strict=True)]
-        both._total = self._total + other._total
-        return both
-
-
 class Tally:
     """The counts of one access code. `outcomes` is keyed by one of `OUTCOMES`, or by `OTHER`.
 
@@ -99,10 +68,10 @@ class Tally:
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
-        self.request_time = Histogram()
-        self.time_to_first_token = Histogram()
-        self.whole_time = Histogram()
-        self.queue_wait = Histogram()
+        self.request_time = Histogram(LATENCY_BUCKETS_S)
+        self.time_to_first_token = Histogram(LATENCY_BUCKETS_S)
+        self.whole_time = Histogram(LATENCY_BUCKETS_S)
+        self.queue_wait = Histogram(LATENCY_BUCKETS_S)
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.completion_tokens = 0
@@ -186,23 +155,16 @@ class Collector:
         yield from (requests, tokens, retries, resumes)
 
     def _histograms(self) -> Iterator[Metric]:
-        from prometheus_client.core import HistogramMetricFamily
-
-        labels = ("access_code",)
-        whole = HistogramMetricFamily("kuwa_request_seconds", "From a request's head to its end.", labels=labels)
-        first = HistogramMetricFamily(
-            "kuwa_time_to_first_token_seconds", "From a request's head to its first content.", labels=labels
-        )
-        wait = HistogramMetricFamily("kuwa_queue_wait_seconds", "Time spent waiting for a slot.", labels=labels)
-        for code, tally in self._metrics.items():
-            for family, histogram in (
-                (whole, tally.request_time + tally.whole_time),
-                (first, tally.time_to_first_token + tally.whole_time),
-                (wait, tally.queue_wait),
-            ):
-                buckets, total = histogram.cumulative()
-                family.add_metric((code,), buckets, total)
-        yield from (whole, first, wait)
+        tallies = dict(self._metrics.items())
+        whole = {code: tally.request_time + tally.whole_time for code, tally in tallies.items()}
+        first = {code: tally.time_to_first_token + tally.whole_time for code, tally in tallies.items()}
+        wait = {code: tally.queue_wait for code, tally in tallies.items()}
+        for name, text, histograms in (
+            ("kuwa_request_seconds", "From a request's head to its end.", whole),
+            ("kuwa_time_to_first_token_seconds", "From a request's head to its first content.", first),
+            ("kuwa_queue_wait_seconds", "Time spent waiting for a slot.", wait),
+        ):
+            yield histogram_family(name, text, "access_code", histograms)
 
     def _gauges(self) -> Iterator[Metric]:
         from prometheus_client.core import GaugeMetricFamily
@@ -235,19 +197,8 @@ def _tasks() -> int:
         return 0
 
 
-class Exposition:
+def exposition_of(collector: Collector) -> Exposition:
     """The body of /metrics: the kernel's own numbers and those of its process."""
+    from prometheus_client import ProcessCollector
 
-    def __init__(self, collector: Collector) -> None:
-        from prometheus_client import CollectorRegistry, ProcessCollector
-
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(collector)
-        ProcessCollector(registry=self._registry)
-
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """The text in the format that the scraper's Accept header asks for, and its content type."""
-        from prometheus_client.exposition import choose_encoder
-
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+    return Exposition(collector, ProcessCollector(registry=None))

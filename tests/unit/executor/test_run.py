@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kuwa.executor import NotBuiltYet, SetupFailed
+from kuwa.executor import SetupFailed
 from kuwa.executor.arguments import UsageError
 from kuwa.executor.run import Exit, Leave, why_not
 from kuwa.wire.errors import InvalidRequest
@@ -13,7 +13,6 @@ from kuwa.wire.errors import InvalidRequest
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (NotBuiltYet("later"), Exit.NOT_BUILT),
         (UsageError("bad"), Exit.USAGE),
         (InvalidRequest("bad access code"), Exit.USAGE),
         (SetupFailed("no model"), Exit.SETUP_FAILED),

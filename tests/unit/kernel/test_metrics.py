@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kuwa.kernel.dispatcher import Dispatcher
-from kuwa.kernel.metrics import MAX_TALLIES, OTHER, OTHERS, OUTCOMES, Collector, Exposition, Histogram, Metrics
+from kuwa.kernel.metrics import MAX_TALLIES, OTHER, OTHERS, OUTCOMES, Collector, Metrics, exposition_of
 from kuwa.kernel.queue import Ticket
 from kuwa.kernel.registry import Registry
 from kuwa.wire.lease import MAX_TOKENS, Dialects, Registration
@@ -13,21 +13,10 @@ from kuwa.wire.lease import MAX_TOKENS, Dialects, Registration
 
 def scrape(metrics: Metrics, registry: Registry | None = None, dispatcher: Dispatcher | None = None) -> list[str]:
     registry = registry or Registry()
-    exposition = Exposition(Collector(metrics, registry, dispatcher or Dispatcher(registry)))
+    exposition = exposition_of(Collector(metrics, registry, dispatcher or Dispatcher(registry)))
     body, content_type = exposition.render("")
     assert content_type.startswith("text/plain")
     return body.decode().splitlines()
-
-
-def test_a_histogram_counts_up_to_and_including_each_bound() -> None:
-    histogram = Histogram()
-    for seconds in (0.005, 0.0051, 1000.0):
-        histogram.observe(seconds)
-    buckets, total = histogram.cumulative()
-    assert buckets[0] == ("0.005", 1)
-    assert buckets[1] == ("0.01", 2)
-    assert buckets[-2:] == [("600.0", 2), ("+Inf", 3)]
-    assert total == 1000.0101
 
 
 def test_what_was_counted_is_shown_under_its_names() -> None:

@@ -1,9 +1,10 @@
 """`huggingface`: any model that transformers loads, many requests at once.
 
-`executor` is what the framework starts. `loading` makes a model of a folder or a hub name, `prompting` makes token
-ids of messages, `sampling` reads a request's generation options, `kuwa.engine` computes, `answer` makes chunks of
-the tokens that come (`detokenizer` their text, `parts` reasoning and tool calls in it). `vectors` serves models
-that make embeddings or scores instead of text.
+`executor` is what the framework starts. `loading` makes a model of a folder or a hub name; what serves it is a
+`serving.Serving`: `chat` on `kuwa.engine`, `vectors` for models that make embeddings or scores instead of text, `vllm`
+for one in a vLLM server. For `chat`, `prompting` makes token ids of messages, `sampling` reads a request's generation
+options, and `answer` makes chunks of the tokens that come (`detokenizer` their text, `parts` reasoning and tool calls
+in it).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models that make a vector of a text, or a score of a query and a document. The executor calls this in a thread.
+"""Models that make a vector of a text, or a score of a query and a document.
 
 How token vectors become one is read from the model's folder as sentence-transformers writes it (`modules.json` and
 what it names); of a folder without that, their mean is taken and given length 1.
@@ -6,8 +6,9 @@ what it names); of a folder without that, their mean is taken and given length 1
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kuwa.wire.errors import ContextLengthExceeded, InvalidRequest
+from kuwa.builtin.huggingface.loading import Loaded
+from kuwa.builtin.huggingface.serving import Asked
+from kuwa.executor import Embeddings, EmbedRequest, Ranking, Request, RerankRequest, SetupFailed
+from kuwa.executor.chunks import Chunk
+from kuwa.wire.errors import ContextLengthExceeded, InvalidRequest, Unsupported
 
 BATCH_TOKENS = 8192
 """Texts of similar length are computed together, with their padding at most so many tokens."""
@@ -84,8 +89,55 @@ def _read(path: Path) -> Any:
         raise UnknownRecipe(f"its {path.name} is damaged ({error})") from error
 
 
+class VectorServing:
+    """A model that makes embeddings or scores, one request at a time."""
+
+    capabilities: tuple[str, ...] = ()
+    fingerprint = ""
+    seed: int | None = None
+
+    def __init__(self, asked: Asked, loaded: Loaded) -> None:
+        """Raises SetupFailed."""
+        try:
+            recipe = recipe_of(loaded.folder)
+        except UnknownRecipe as error:
+            raise SetupFailed(f"{asked.args.model_path} cannot be served: {error}") from error
+        longest = getattr(loaded.tokenizer, "model_max_length", loaded.context_length)
+        self.serves: tuple[str, ...] = ("embeddings",) if loaded.kind == "embedding" else ("rerank",)
+        self.context_length = min(loaded.context_length, int(longest), recipe.length or loaded.context_length)
+        self._vectors = Vectors(loaded.model, loaded.tokenizer, length=self.context_length, recipe=recipe)
+        self._turn = asyncio.Lock()
+
+    async def start(self, give_up: Callable[[str], None]) -> None:
+        """The model is called in threads; nothing of it can be lost."""
+
+    async def close(self) -> None:
+        """Nothing runs between requests."""
+
+    def healthy(self) -> str:
+        return ""
+
+    async def compute(self, request: Request) -> AsyncGenerator[Chunk]:
+        raise Unsupported(f"The model {request.access_code!r} makes no text.", param="model")
+        yield
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        if "embeddings" not in self.serves:
+            raise Unsupported(f"The model {request.access_code!r} makes no embeddings.", param="model")
+        if request.dimensions is not None:
+            raise Unsupported("This model's vectors cannot be shortened.", param="dimensions")
+        async with self._turn:
+            return Embeddings(*await asyncio.to_thread(self._vectors.embed, request.inputs))
+
+    async def rerank(self, request: RerankRequest) -> Ranking:
+        if "rerank" not in self.serves:
+            raise Unsupported(f"The model {request.access_code!r} cannot rerank documents.", param="model")
+        async with self._turn:
+            return Ranking(*await asyncio.to_thread(self._vectors.score, request.query, request.documents))
+
+
 class Vectors:
-    """One model and its tokenizer; `length` is the most tokens of a text."""
+    """One model and its tokenizer; `length` is the most tokens of a text. Called in a thread."""
 
     def __init__(self, model: Any, tokenizer: Any, *, length: int, recipe: Recipe | None = None) -> None:
         self._model = model

@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from typing import Any
 import msgspec
 
 from kuwa.builtin.huggingface.sampling import options_of
+from kuwa.builtin.huggingface.serving import Asked
 from kuwa.builtin.huggingface.vllm_child import VllmConfig
-from kuwa.executor import Request, SetupFailed
+from kuwa.executor import Embeddings, EmbedRequest, Ranking, Request, RerankRequest, SetupFailed
+from kuwa.executor.chunks import Chunk, RawEvent
 from kuwa.executor.media import Web, fetch_images, image_parts
 from kuwa.executor.prompt import SYSTEM_ROLES, Message, text_of, with_system_prompt
-from kuwa.executor.supervision import Child, Supervisor
+from kuwa.executor.supervision import Child, LoadFailed, Supervisor
 from kuwa.http.client import fetch, open_stream
 from kuwa.http.events import NoEnd, read_events
 from kuwa.wire.errors import (
@@ -244,3 +246,46 @@ class Vllm(Supervisor):
             raise EngineLost("The vLLM engine ended its answer without an end.") from error
         except (UpstreamLost, NoReplica, UpstreamTimeout) as error:
             raise EngineLost("The vLLM engine died while it was answering; it is being started again.") from error
+
+
+class VllmServing:
+    """A model in a vLLM server that this executor starts."""
+
+    serves: tuple[str, ...] = ("chat", "completions")
+    capabilities: tuple[str, ...] = ("tools", "logprobs", "n", "response_format", "images", "echo")
+    fingerprint = ""
+    seed: int | None = None
+    context_length = 0
+
+    def __init__(self, asked: Asked) -> None:
+        """Raises SetupFailed, UsageError."""
+        command = [find_vllm(asked.environment), *arguments(asked.args, asked.concurrency, asked.template)]
+        self._path = asked.args.model_path
+        self._vllm = Vllm(command, asked.args, asked.options({}), asked.system_prompt)
+
+    async def start(self, give_up: Callable[[str], None]) -> None:
+        """Have vLLM load the model. Raises SetupFailed."""
+        self._vllm.gave_up = give_up
+        try:
+            await self._vllm.start()
+        except LoadFailed as error:
+            raise SetupFailed(f"vLLM could not load {self._path}: {error}") from error
+        self.context_length = await self._vllm.context_length()
+
+    async def close(self) -> None:
+        await self._vllm.stop()
+
+    def healthy(self) -> str:
+        return self._vllm.trouble
+
+    async def compute(self, request: Request) -> AsyncGenerator[Chunk]:
+        async with aclosing(self._vllm.answer(request)) as reads:
+            async for datas in reads:
+                for data in datas:
+                    yield RawEvent(data)
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        raise Unsupported(f"The model {request.access_code!r} makes no embeddings.", param="model")
+
+    async def rerank(self, request: RerankRequest) -> Ranking:
+        raise Unsupported(f"The model {request.access_code!r} cannot rerank documents.", param="model")

@@ -34,7 +34,7 @@ from kuwa.wire.openai import scores_in, vectors_in
 if TYPE_CHECKING:
     from kuwa.builtin.llamacpp.calls import Enforced
     from kuwa.builtin.llamacpp.child import ChildConfig
-    from kuwa.builtin.llamacpp.header import Kind
+    from kuwa.builtin.llamacpp.header import GgufHeader, Kind
     from kuwa.builtin.llamacpp.launch import Files
 
 log = logging.getLogger(__name__)
@@ -177,7 +177,8 @@ class LlamaCppExecutor(LLMExecutor):
         self._ends = (str(props.get("bos_token", "")), str(props.get("eos_token", "")))
         senses = props.get("modalities", {})
         seen = [name for name, sense in (("images", "vision"), ("audio", "audio")) if senses.get(sense)]
-        self.capabilities = (*type(self).capabilities, *seen)
+        self.serves = served(self._header, pooling=self.args.pooling)
+        self.capabilities = (*type(self).capabilities, *seen) if "chat" in self.serves else ()
 
     async def shutdown(self) -> None:
         if self._kept is not None and not self._engine.trouble:
@@ -373,3 +374,12 @@ class LlamaCppExecutor(LLMExecutor):
                 "machine is faster: --llama_server PATH",
                 " and ".join(idle),
             )
+
+
+def served(header: GgufHeader, *, pooling: str | None) -> tuple[str, ...]:
+    """What a model does: chat unless it was made for vectors, and vectors if its file or `--pooling` says how."""
+    chats = () if header.pooled else ("chat", "completions")
+    if pooling is None and not header.pooled:
+        return chats
+    ranks = pooling == "rank" or (pooling is None and header.ranks)
+    return (*chats, "rerank" if ranks else "embeddings")

@@ -40,6 +40,7 @@ TOKENS = "tokenizer.ggml.tokens"
 WHOLE_TEXT = ("gpt2", "llama")
 """Tokenizers whose tokens spell the whole text, byte for byte: they leave out nothing of it."""
 POOLS_LAST = 3
+POOLS_FOR_RANKING = 4
 
 Value = int | float | bool | str
 
@@ -134,6 +135,8 @@ class GgufHeader:
     licence: str
     pooled: bool
     """Made for embeddings or reranking: it says how its vectors are pooled."""
+    ranks: bool
+    """Made for reranking."""
     pools_last: bool
     """Of each text the last vector counts, so a text may be read in pieces."""
     longest_token: int
@@ -379,6 +382,7 @@ class _Reader:
             chat_template=_text(self._values, "tokenizer.chat_template"),
             licence=_text(self._values, "general.license"),
             pooled=pooling != 0,
+            ranks=pooling == POOLS_FOR_RANKING,
             pools_last=pooling == POOLS_LAST,
             longest_token=self._longest_token if self._values.get("tokenizer.ggml.model") in WHOLE_TEXT else 0,
         )

@@ -12,10 +12,10 @@ from starlette.responses import Response
 from kuwa import __version__
 from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.identity import principal
-from kuwa.kernel.metrics import Exposition
 from kuwa.kernel.registry import Registry
 from kuwa.wire.errors import Draining, InvalidRequest, NotFound
 from kuwa.wire.json import BadJson, decode
+from kuwa.wire.metrics import Exposition
 
 RequestStatus = Callable[[str], dict[str, Any] | None]
 Cancel = Callable[[str, str], bool]

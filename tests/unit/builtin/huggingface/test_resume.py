@@ -78,7 +78,7 @@ class Served:
 
     @property
     def steps(self) -> int:
-        return self.executor._engine.steps
+        return self.executor.serving.engine.steps
 
 
 @pytest.fixture

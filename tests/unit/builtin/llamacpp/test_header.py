@@ -90,6 +90,16 @@ def test_a_small_sound_file_is_described() -> None:
     assert (header.quantisation, header.parameters, header.tensors) == ("Q8_0", 1024, 1)
 
 
+@pytest.mark.parametrize(
+    ("pooling", "pooled", "ranks"), [(None, False, False), (0, False, False), (1, True, False), (4, True, True)]
+)
+def test_a_file_says_whether_it_was_made_for_embeddings_or_for_ranking(
+    pooling: int | None, pooled: bool, ranks: bool
+) -> None:
+    header = parse_header(gguf(llama__pooling_type=pooling))
+    assert (header.pooled, header.ranks) == (pooled, ranks)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadModelFile, match=r"no file .*nowhere\.gguf"):
         read_header(tmp_path / "nowhere.gguf")
