@@ -2,7 +2,8 @@
 
     python hostile_upstream.py PORT KIND
 
-A KIND that is a number is the status of an error in the OpenAI shape.
+A KIND that is a number is the status of an error in the OpenAI shape. `failing:MODEL` fails for that model, and answers
+for every other one.
 
 GET /v1/models is always answered well, so that the kernel takes it for alive. Standard library only.
 """
@@ -35,6 +36,10 @@ FIXED = {
     "failing": b"HTTP/1.1 500 Oh\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
     "error_event": STREAM + chunk(b'data: {"error":{"message":"no memory","code":"oom"}}\n\n') + b"0\r\n\r\n",
 }
+
+
+FINISH = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+WELL = STREAM + chunk(EVENT) + chunk(FINISH) + b"0\r\n\r\n"
 
 
 async def _answer(kind: str, writer: asyncio.StreamWriter) -> None:
@@ -91,9 +96,13 @@ async def main() -> None:
                     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
                     continue
                 length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-                await reader.readexactly(int(length.partition(b":")[2]))
+                body = json.loads(await reader.readexactly(int(length.partition(b":")[2])))
                 sys.stdout.write("asked\n")
                 sys.stdout.flush()
+                if kind.startswith("failing:"):
+                    writer.write(FIXED["failing"] if body["model"] == kind.partition(":")[2] else WELL)
+                    await writer.drain()
+                    continue
                 await _answer(kind, writer)
                 if kind != "failing":
                     break

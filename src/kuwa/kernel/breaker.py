@@ -1,9 +1,9 @@
 """When a model that keeps failing at one replica is left alone there for a while, and how it comes back. Pure.
 
 Each replica has a breaker for each access code that failed there since it last worked; `kernel/faults` keeps them and
-`kernel/chat` reports how attempts went. Three faults in a row open it: the replica is `ejected` for this access code,
-for 1 s at first and twice as long each time, up to 30 s. Then its health is asked; if that is good the breaker is half
-open: one request at a time may show that the model works.
+says what a fault is. Three faults in a row open it: the replica is `ejected` for this access code, for 1 s at first and
+twice as long each time, up to 30 s. Then its health is asked; if that is good the breaker is half open: one request at
+a time may show that the model works.
 """
 
 from __future__ import annotations
@@ -20,13 +20,26 @@ class Breaker:
     """What one access code suffered at one replica, in a row.
 
     `opened`: it gets no requests; `probing`: its health is being asked to end that. `half_open`: it is on trial, and
-    `trial` is the request that is tried, if any.
+    `trial` is the request that is tried, if any. `faults` are held against the replica; `refused` are requests that it
+    answered with an error of its own, which may be theirs.
     """
 
-    __slots__ = ("_asked_at", "_pause_s", "_probe_at", "faults", "half_open", "note", "opened", "probing", "trial")
+    __slots__ = (
+        "_asked_at",
+        "_pause_s",
+        "_probe_at",
+        "faults",
+        "half_open",
+        "note",
+        "opened",
+        "probing",
+        "refused",
+        "trial",
+    )
 
     def __init__(self) -> None:
         self.faults: set[bytes] = set()
+        self.refused: set[bytes] = set()
         self.opened = False
         self.half_open = False
         self.probing = False
@@ -39,7 +52,7 @@ class Breaker:
     @property
     def tripped(self) -> bool:
         """Whether it has failed so often that it is to be left alone, and has not worked since."""
-        return self.opened or self.half_open or len(self.faults) >= FAILURES
+        return self.opened or self.half_open or len(self.faults) + len(self.refused) >= FAILURES
 
     @property
     def admits(self) -> bool:
@@ -52,6 +65,16 @@ class Breaker:
         if len(self.faults) < FAILURES:
             self.faults.add(fault)
         return self.half_open or len(self.faults) >= FAILURES
+
+    def refuse(self, request: bytes) -> None:
+        """The replica answered this request with an error of its own."""
+        if len(self.refused) < FAILURES:
+            self.refused.add(request)
+
+    def explain(self, request: bytes) -> None:
+        """It is known now whose failure that of this request was."""
+        self.refused.discard(request)
+        self.faults.discard(request)
 
     def open(self, now: float, why: str) -> None:
         """Leave the model alone there until its health is asked."""
@@ -81,6 +104,7 @@ class Breaker:
         """A request went well. Returns whether nothing is held against the replica any more: one that is ejected is
         asked first."""
         self.faults.clear()
+        self.refused.clear()
         self.half_open = False
         self._pause_s = FIRST_PAUSE_S
         return not self.opened

@@ -7,6 +7,7 @@ from kuwa.kernel.identity import Principal
 from kuwa.kernel.queue import Ticket
 from kuwa.kernel.relay import Relay
 from kuwa.kernel.renderer import Renderer
+from kuwa.kernel.replica import Replica
 from kuwa.kernel.resume import Journal, Replay
 from kuwa.kernel.story import Story
 
@@ -25,7 +26,8 @@ class Call(Ticket, kw_only=True):
     `progress`: the client wants to be told, by comments in its stream, how long it will have to wait.
 
     `relay` is that of the current attempt, or of the last one; `refused_attempts` counts those that no replica
-    received; `delivered_at_loss` is how much had been delivered when the replica before was lost.
+    received; `delivered_at_loss` is how much had been delivered when the replica before was lost. `blamed` are
+    the replicas that failed it, and how, until another one answers it.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Call(Ticket, kw_only=True):
     resumes: int = 0
     delivered_at_loss: int = 0
     last_keepalive_at: float = 0.0
+    blamed: tuple[tuple[Replica, str], ...] = ()
 
     @property
     def kept_bytes(self) -> int:

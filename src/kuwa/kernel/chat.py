@@ -32,7 +32,7 @@ from kuwa.kernel.dispatcher import Dispatcher
 from kuwa.kernel.health import settle
 from kuwa.kernel.identity import brought_keys
 from kuwa.kernel.policy import PolicyName, Trail
-from kuwa.kernel.quarantine import Quarantine
+from kuwa.kernel.quarantine import Quarantine, digest_of
 from kuwa.kernel.queue import Ticket
 from kuwa.kernel.registry import Registry
 from kuwa.kernel.relay import Clock, EventRelay, Reader, Relay, WholeRelay
@@ -137,12 +137,12 @@ class Chat:
                 if relay.error is None and relay.refusal is None:
                     break
                 failure = self._failed(call, replica, relay, failure)
-            if replica.breakers or self._quarantine.suspects:
+            if replica.breakers or call.blamed or self._quarantine.suspects:
                 self._went_well(call, replica)
             self._settle(call, "ok")
         except Exception as raised:
             label, error = _ending(raised)
-            if label == InternalError.code:
+            if isinstance(error, InternalError):
                 log.exception("request %s failed inside the kernel", call.id)
             self._settle(call, label)
             if error is not None:
@@ -248,6 +248,10 @@ class Chat:
             call.refused_attempts += 1
         elif call.attempts - call.refused_attempts >= MAX_ATTEMPTS:
             raise self._last_word(call, failure)
+        if verdict.answered and call.replay is None:
+            if self._registry.faults.all_failing(call.access_code):
+                raise self._last_word(call, failure)  # the others would only fail once more
+            call.excluded |= self._registry.faults.doubtful(call.access_code, call.excluded | {replica.id})
         if not verdict.again:
             call.excluded |= {replica.id}
         return failure
@@ -277,6 +281,8 @@ class Chat:
         call.resumes += 1
 
     def _went_well(self, call: Call, replica: Replica) -> None:
+        if call.blamed:
+            self._prove(call)
         if replica.breakers:
             self._registry.faults.worked(replica, call.access_code)
             settle(self._registry, self._dispatcher, self._clock.time())
@@ -290,13 +296,23 @@ class Chat:
         if verdict.elsewhere:
             log.warning("request %s failed at %s: %s", call.id, replica.address, said)
         if verdict.fault:
-            self._registry.faults.failed(replica, call.access_code, call.own_id, now, said)
+            body = digest_of(call.access_code, call.body)
+            self._registry.faults.blame(replica, call.access_code, body, now, said, answered=verdict.answered)
+            call.blamed = (*call.blamed, (replica, said))
         if verdict.refused or verdict.death:
             self._registry.doubt(replica, now)
         settle(self._registry, self._dispatcher, now)
         if verdict.death and self._counts(call):
             self._quarantine.died(call.access_code, call.body, replica.id, now)
             self._quarantine.check(call.access_code, call.body, now)
+
+    def _prove(self, call: Call) -> None:
+        """Another replica answers this request: that some have failed it was their own fault."""
+        now, body = self._clock.time(), digest_of(call.access_code, call.body)
+        for replica, why in call.blamed:
+            self._registry.faults.proved(replica, call.access_code, body, call.own_id, now, why)
+        call.blamed = ()
+        settle(self._registry, self._dispatcher, now)
 
     def _counts(self, call: Call) -> bool:
         """Whether this death speaks against the request: what kills does so at the same place each time."""
@@ -378,6 +394,8 @@ class Chat:
             elif deadlines.keepalive_due(call, now):
                 call.last_keepalive_at = now
                 self._keep_alive(call, now)
+            if call.blamed and call.replay is None and call.relay is not None and call.relay.begun:
+                self._prove(call)
         self._quarantine.sweep(now)
 
     def _keep_alive(self, call: Call, now: float) -> None:

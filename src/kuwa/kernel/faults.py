@@ -1,5 +1,11 @@
 """Which failures are held against which replica, by access code, and what follows: the breakers of all replicas.
 
+- An attempt that ended without an answer (cut, garbled, late) is a fault of the replica at once. The same body counts
+  once: it may be the body's doing.
+- An error that the replica answered itself (500 and above) may be due to the request. It becomes a fault once another
+  replica answers the same request; until then it ejects nobody, whatever a client sends.
+- While each replica has failed several bodies and none has worked since, the model is failing: see `all_failing`.
+
 The registry keeps it and asks it for polls; `kernel/chat` reports how attempts went. The last replica that is ready for
 an access code is never ejected for it. Pure; `changed` tells the registry that a replica takes other requests now.
 """
@@ -7,6 +13,7 @@ an access code is never ejected for it. Pure; `changed` tells the registry that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 
 from kuwa.kernel.breaker import Breaker
 from kuwa.kernel.replica import Replica
@@ -20,13 +27,43 @@ class Faults:
         self._changed = changed
 
     def failed(self, replica: Replica, access_code: str, fault: bytes, now: float, why: str) -> None:
-        """An attempt there failed. After several in a row the access code is ejected there, unless no other replica is
-        ready for it."""
+        """An attempt there failed, by the replica's fault. After several in a row the access code is ejected there,
+        unless no other replica is ready for it. A fault counts once; it is called by the body that failed."""
         breaker = _breaker(replica, access_code)
+        if breaker is None:
+            return
         trips = breaker.fail(fault)
         if trips and replica.state_at(access_code) == "ready" and self._others_ready(replica, access_code):
             breaker.open(now, why)
             self._changed(replica)
+
+    def refused(self, replica: Replica, access_code: str, body: bytes) -> None:
+        """The replica answered this body with an error of its own, which may be due to the body."""
+        breaker = _breaker(replica, access_code)
+        if breaker is not None:
+            breaker.refuse(body)
+
+    def blame(self, replica: Replica, access_code: str, body: bytes, now: float, why: str, *, answered: bool) -> None:
+        """An attempt there failed; `answered`: with an error of the replica's own words."""
+        if answered:
+            self.refused(replica, access_code, body)
+        else:
+            self.failed(replica, access_code, body, now, why)
+
+    def proved(self, replica: Replica, access_code: str, body: bytes, request: bytes, now: float, why: str) -> None:
+        """Another replica answers the `request` whose body failed there: it was the replica's fault. From then on the
+        fault is called by the request, so that the same body can show it several times."""
+        breaker = replica.breakers.get(access_code)
+        if breaker is not None:
+            breaker.explain(body)
+        self.failed(replica, access_code, request, now, why)
+
+    def doubtful(self, access_code: str, excluded: AbstractSet[str]) -> frozenset[str]:
+        """The replicas that have failed since they last worked, by id, while another one has not and may be asked: its
+        word on a request that one of them refused says whose fault that was."""
+        ready = [replica for replica in self._replicas(access_code) if replica.state_at(access_code) == "ready"]
+        doubtful = frozenset(replica.id for replica in ready if access_code in replica.breakers)
+        return doubtful if any(replica.id not in doubtful | excluded for replica in ready) else frozenset()
 
     def worked(self, replica: Replica, access_code: str) -> None:
         """An attempt there went well, after others had failed."""
@@ -76,7 +113,10 @@ class Faults:
         )
 
 
-def _breaker(replica: Replica, access_code: str) -> Breaker:
+def _breaker(replica: Replica, access_code: str) -> Breaker | None:
+    """The breaker to write into, or None if the replica does not serve the access code any more."""
+    if not replica.alive or access_code not in replica.access_codes:
+        return None
     breaker = replica.breakers.get(access_code)
     if breaker is None:
         breaker = replica.breakers[access_code] = Breaker()

@@ -32,7 +32,7 @@ class Quarantine:
 
     def died(self, access_code: str, body: bytes, replica_id: str, now: float) -> None:
         """A replica died under this request. Of several such requests that were alike, one death counts once."""
-        digest = _digest(access_code, body)
+        digest = digest_of(access_code, body)
         dead = self._dead(digest, now) | {replica_id}
         self.suspects.pop(digest, None)
         if len(self.suspects) >= MAX_SUSPECTS:
@@ -41,11 +41,11 @@ class Quarantine:
 
     def cleared(self, access_code: str, body: bytes) -> None:
         """The request was answered: it does not kill."""
-        self.suspects.pop(_digest(access_code, body), None)
+        self.suspects.pop(digest_of(access_code, body), None)
 
     def check(self, access_code: str, body: bytes, now: float) -> None:
         """Raises RequestQuarantined."""
-        if len(self._dead(_digest(access_code, body), now)) >= MAX_DEATHS:
+        if len(self._dead(digest_of(access_code, body), now)) >= MAX_DEATHS:
             raise RequestQuarantined(
                 f"{MAX_DEATHS} executors of the model {access_code!r} died while they computed this request, so it "
                 f"is refused for {WINDOW_S:g} s. Send another one, or look at the executors' logs."
@@ -61,5 +61,6 @@ class Quarantine:
         return dead if now < until else _NOBODY
 
 
-def _digest(access_code: str, body: bytes) -> Digest:
+def digest_of(access_code: str, body: bytes) -> Digest:
+    """By what a request is known again when it is sent again."""
     return hashlib.blake2b(access_code.encode() + b"\0" + body, digest_size=_DIGEST_BYTES).digest()

@@ -33,14 +33,16 @@ class Verdict:
     """`error` is what the client would be told.
 
     `elsewhere`: another replica may do better, even if part of the answer has been delivered. `again`: so may this
-    one. `fault`: it counts against the replica. `refused`: nobody listens there. `death`: the replica, or the engine
-    behind it, died while it computed the request.
+    one. `fault`: the replica failed. `answered`: it said so itself, before any content, so that the request may be the
+    cause. `refused`: its port is closed. `death`: the replica, or the engine behind it, died while it computed the
+    request.
     """
 
     error: KuwaError
     elsewhere: bool = False
     again: bool = False
     fault: bool = False
+    answered: bool = False
     refused: bool = False
     death: bool = False
 
@@ -56,7 +58,8 @@ def judge(attempt: Relay, replica: Replica) -> Verdict:
         error, elsewhere = error_from_answer(refusal.status, bytes(refusal.body), who, refusal.retry_after, hide)
         elsewhere = elsewhere or error.code == ResumeMismatch.code
         fault = refusal.status >= 500 and error.code not in _NO_FAULT
-        return Verdict(error, elsewhere, fault=fault, death=error.code == EngineLost.code)
+        death = error.code == EngineLost.code
+        return Verdict(error, elsewhere, fault=fault, answered=fault and not death, death=death)
     error.reword(hide)
     if isinstance(error, StreamDiffers):
         return Verdict(error)
@@ -67,11 +70,13 @@ def judge(attempt: Relay, replica: Replica) -> Verdict:
         return Verdict(error, elsewhere=True, again=True, death=lost)
     # An error that the executor itself put into its stream would come again, unless its engine died or it is leaving.
     leaving = error.code == Draining.code
-    said = isinstance(error, PassedOn) and attempt.begun and not engine_died and not leaving
+    own_words = isinstance(error, PassedOn) and not engine_died and not leaving
+    said = own_words and attempt.begun
     return Verdict(
         error,
         elsewhere=not said,
         fault=not leaving and error.code not in (RequestCancelled.code, UnreadableAnswer.code),
+        answered=own_words and not said,
         refused=isinstance(error.__cause__, ConnectionRefusedError),
         death=lost or engine_died,
     )

@@ -182,6 +182,74 @@ def test_a_model_that_an_executor_stops_serving_takes_its_breaker_along() -> Non
     assert it.state_at("m") == "ready"
 
 
+class TestWhoseFaultItIs:
+    """A replica answered with an error of its own: was it the replica, or the request?"""
+
+    def test_what_the_replica_refuses_ejects_it_once_others_have_answered_the_same(self) -> None:
+        registry = house("a", "b")
+        it = replica(registry, "a")
+        for request in (b"1", b"2", b"3"):
+            assert it.state_at("m") == "ready"
+            registry.faults.refused(it, "m", b"the same body")
+            registry.faults.proved(it, "m", b"the same body", request, 1.0, "no memory")
+        assert (it.state_at("m"), it.note_at("m")) == ("ejected", "no memory")
+
+    def test_bodies_that_all_refuse_eject_nobody(self) -> None:
+        registry = house("a", "b", "c")
+        for number in range(1000):
+            for it in registry.replicas("m"):
+                registry.faults.refused(it, "m", b"%d" % number)
+        assert [it.state_at("m") for it in registry.replicas("m")] == ["ready"] * 3
+
+    def test_three_bodies_that_all_refuse_say_that_the_model_fails_until_one_works(self) -> None:
+        registry = house("a", "b")
+        for number in range(FAILURES):
+            assert not registry.faults.all_failing("m")
+            for it in registry.replicas("m"):
+                registry.faults.refused(it, "m", b"%d" % number)
+        assert registry.faults.all_failing("m")
+        registry.faults.worked(replica(registry, "b"), "m")
+        assert not registry.faults.all_failing("m")
+
+    def test_one_body_that_all_refuse_again_and_again_says_nothing_of_the_model(self) -> None:
+        registry = house("a", "b")
+        for _ in range(50):
+            for it in registry.replicas("m"):
+                registry.faults.refused(it, "m", b"the same body")
+        assert not registry.faults.all_failing("m")
+
+    def test_one_body_that_breaks_the_answer_again_and_again_counts_once(self) -> None:
+        registry = house("a", "b")
+        it = replica(registry, "a")
+        for _ in range(50):
+            registry.faults.failed(it, "m", b"the same body", 1.0, "cut")
+        assert it.state_at("m") == "ready"
+
+    def test_a_request_that_others_answer_counts_once_although_it_had_counted_at_once(self) -> None:
+        registry = house("a", "b")
+        it = replica(registry, "a")
+        for number in range(FAILURES - 1):
+            registry.faults.failed(it, "m", b"body %d" % number, 1.0, "cut")
+            registry.faults.proved(it, "m", b"body %d" % number, b"request %d" % number, 1.0, "cut")
+        assert it.state_at("m") == "ready"
+
+    def test_the_second_opinion_comes_from_one_that_has_not_failed(self) -> None:
+        registry = house("a", "b", "c")
+        a, b, c = (replica(registry, name) for name in "abc")
+        for it in (a, b):
+            registry.faults.refused(it, "m", b"1")
+        assert registry.faults.doubtful("m", {a.id}) == {a.id, b.id}
+        assert registry.faults.doubtful("m", {a.id, c.id}) == frozenset(), "without such a one any may be asked"
+
+    def test_nothing_is_held_against_one_that_does_not_serve_the_model_any_more(self) -> None:
+        registry = two_models()
+        it = replica(registry, "a")
+        registry.register(registration("a", 0, 4, "n"), 1.0)
+        registry.faults.refused(it, "m", b"1")
+        registry.faults.proved(it, "m", b"1", b"r", 1.0, "late")
+        assert it.breakers == {}
+
+
 def test_a_broken_connection_raises_doubt_that_its_health_or_a_renewal_ends() -> None:
     registry = house("a")
     it = replica(registry, "a")

@@ -488,6 +488,13 @@ class ComingsAndGoings(RuleBasedStateMachine):
             assert was <= {replica} or self.ready(code), "the last one that was ready is kept"
             assert elsewhere == {other: replica.state_at(other) for other in elsewhere}, "the other model is not blamed"
 
+    @rule(code=st.sampled_from("mn"), body=st.integers(0, 9))
+    def all_refuse_a_body(self, code: str, body: int) -> None:
+        before = self.ready(code)
+        for replica in self.registry.replicas(code):
+            self.registry.faults.refused(replica, code, b"%d" % body)
+        assert self.ready(code) == before, "a body that all refuse ejects nobody"
+
     @rule(code=st.sampled_from("mn"), place=st.integers(0, 2))
     def a_model_works(self, code: str, place: int) -> None:
         for replica in self.registry.replicas(code)[place : place + 1]:

@@ -67,6 +67,20 @@ def test_a_replica_that_left_is_reported_as_gone() -> None:
     assert (gone.state, gone.since_s) == ("gone", 1.5)
 
 
+def test_one_ejected_model_of_two_is_reported_without_the_other() -> None:
+    registry = Registry()
+    registry.register(registration("a", "east", "west"), now=0.0)
+    other = registration("b", "east")
+    registry.register(msgspec.structs.replace(other, dialects=Dialects(openai="http://127.0.0.1:4002/v1")), now=0.0)
+    for fault in (b"1", b"2", b"3"):
+        registry.faults.failed(registry.replicas("west")[0], "east", fault, 1.0, "no memory")
+    report = build_report(registry, Dispatcher(registry), draining=False, now=1.0)
+    broken = next(one for one in report.replicas if "west" in one.access_codes)
+    assert (broken.state, broken.state_at("east"), broken.state_at("west")) == ("ready", "ejected", "ready")
+    assert (broken.note_at("east"), broken.note_at("west")) == ("no memory", "")
+    assert [row[1] for row in report.v1_0["east"]] == ["BUSY", "READY"]
+
+
 def test_a_newer_kernels_fields_are_ignored_and_an_older_kernels_are_missed() -> None:
     body = b'{"kernel": {"version": "9", "mood": 1}, "models": [], "replicas": [], "soon": [1]}'
     assert decode_report(body) == Report(kernel=About("9"), models=[], replicas=[])
