@@ -20,10 +20,8 @@ import logging
 from collections.abc import Generator
 from typing import Any, Protocol, cast
 
-import msgspec
-
 from kuwa.http.client import fetch
-from kuwa.http.origin import Origin, UpstreamRequest
+from kuwa.http.origin import UpstreamRequest
 from kuwa.http.upstream import UpstreamPool
 from kuwa.kernel import deadlines
 from kuwa.kernel.accounting import Ledger, Outcome
@@ -38,10 +36,10 @@ from kuwa.kernel.registry import Registry
 from kuwa.kernel.relay import Clock, EventRelay, Reader, Relay, WholeRelay
 from kuwa.kernel.replica import Replica
 from kuwa.kernel.resume import Journal, Journals
+from kuwa.kernel.routes import Routes
 from kuwa.kernel.story import Steps, Story
 from kuwa.kernel.verdict import Verdict, judge
 from kuwa.kernel.wires import wire_of
-from kuwa.wire import resume
 from kuwa.wire.errors import (
     ClientGone,
     Draining,
@@ -59,17 +57,6 @@ log = logging.getLogger("kuwa.kernel.chat")
 MAX_ATTEMPTS = 3
 MAX_RESUMES = 3
 ABORT_TIMEOUT_S = 2.0
-MAX_ROUTES = 10_000
-
-RouteKey = tuple[str, bytes, bytes, bool]
-"""URL, content type, the Authorization header, and whether streams can be resumed."""
-
-
-class Route(msgspec.Struct, frozen=True):
-    """Where a request goes on its replica: the origin, and the request's head up to the request's id."""
-
-    origin: Origin
-    head: bytes
 
 
 class LaysTrails(Protocol):
@@ -101,7 +88,7 @@ class Chat:
         self._journals = Journals()
         self._first_token_s = first_token_s
         self._calls: dict[str, Call] = {}
-        self._routes: dict[RouteKey, Route] = {}
+        self._routes = Routes()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.draining = False
 
@@ -190,7 +177,7 @@ class Chat:
         url, content_type, body = wire.request(call, replica)
         facts = replica.facts
         key = (url, content_type, facts.authorization, facts.resumes)
-        route = self._routes.get(key) or self._new_route(key)
+        route = self._routes.get(key) or self._routes.new(key)
         if facts.resumes and not call.whole and call.journal is None:
             call.journal = Journal(self._journals)
         if call.replay is not None:
@@ -325,24 +312,6 @@ class Chat:
         return call.replay.done
 
     # ---- what the story stands on --------------------------------------------------------------------------
-
-    def _new_route(self, key: RouteKey) -> Route:
-        url, content_type, authorization, resumes = key
-        origin = Origin.of(url)
-        path = url.partition("://")[2].partition("/")[2]
-        head = b"POST /%b HTTP/1.1\r\nhost: %b\r\ncontent-type: %b\r\n" % (
-            path.encode(),
-            origin.host_header,
-            content_type,
-        )
-        if authorization:
-            head += b"authorization: %b\r\n" % authorization
-        if resumes:
-            head += resume.HEADER + b": 1\r\n"
-        if len(self._routes) >= MAX_ROUTES:
-            self._routes.clear()
-        route = self._routes[key] = Route(origin, head + b"x-kuwa-request-id: ")
-        return route
 
     def settle(self, settled: list[Ticket]) -> None:
         """Tell the stories of tickets that the dispatcher has granted or refused."""

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 
-from kuwa.kernel.lifecycle import State
-from kuwa.kernel.policy import PolicyName, policy_named
-from kuwa.kernel.queue import FairQueue, Ticket, Weights
+from kuwa.kernel.policy import PolicyName
+from kuwa.kernel.pool import NOTHING, WORTH_WAITING, Pool
+from kuwa.kernel.queue import Ticket, Weights
 from kuwa.kernel.registry import Registry
 from kuwa.kernel.replica import UNLIMITED, Replica
 from kuwa.kernel.trail import of_session
@@ -33,10 +33,6 @@ RESERVATION_S = 10.0
 MAX_RESERVATIONS = 10_000
 MAX_SEARCHED_CODES = 500
 RETRY_SHARE = 0.2
-RETRY_RESERVE = 64  # what one dead executor's requests may take at once, where it has no more slots than that
-
-_NOTHING: frozenset[str] = frozenset()
-_WORTH_WAITING: frozenset[State] = frozenset(("ready", "suspect"))
 
 
 @dataclass(slots=True, frozen=True)
@@ -57,54 +53,6 @@ class _Reservation:
 
     ticket: Ticket
     until: float
-
-
-class _Pool:
-    """What one access code has: its live replicas, the order among the free ones, and its queue.
-
-    `retries` is how many requests may be sent again: each request adds its share, so that a model that fails
-    everything is not asked much more often than it would be without retries. `reserve` is the most that is saved up:
-    enough for all that runs on its largest replica.
-    """
-
-    __slots__ = ("access_code", "last_turn", "policy", "queue", "replicas", "reserve", "retries")
-
-    def __init__(self, access_code: str, weights: Weights, policy: PolicyName) -> None:
-        self.access_code = access_code
-        self.replicas: dict[Replica, None] = {}
-        self.policy = policy_named(policy)
-        self.queue = FairQueue(weights)
-        self.last_turn = 0
-        self.reserve = RETRY_RESERVE
-        self.retries = float(RETRY_RESERVE)
-
-    def worth_waiting(self, excluded: AbstractSet[str]) -> bool:
-        """Whether a replica other than those `excluded` may have a free slot soon."""
-        code = self.access_code
-        return any(r.state_at(code) in _WORTH_WAITING and r.id not in excluded for r in self.replicas)
-
-    def offer(self, replica: Replica) -> None:
-        """Bring the order in line with the replica's state, its slots, and its breaker."""
-        breaker = replica.breakers.get(self.access_code)
-        if breaker is None or breaker.admits:
-            self.policy.update(replica)
-        else:
-            self.policy.discard(replica)
-
-    def serve_one(self) -> tuple[Ticket, Replica] | None:
-        """The next ticket that a replica is free for, taken out of the queue, with that replica."""
-        queue = self.queue
-        for ticket in queue.returned:
-            replica = self.policy.choose(ticket.excluded, ticket.trail)
-            if replica is not None:
-                queue.remove(ticket)
-                return ticket, replica
-        if queue.waiting and self.policy.choose(_NOTHING) is not None:
-            ticket = queue.pop()
-            replica = self.policy.choose(_NOTHING, ticket.trail)
-            if replica is not None:
-                return ticket, replica
-        return None
 
 
 def equal_weights(principal: str) -> float:
@@ -130,8 +78,8 @@ class Dispatcher:
         self.policies = policies or {}
         self._weights = weights
         self._limits = limits or Limits()
-        self._pools: dict[str, _Pool] = {}
-        self._pools_of: dict[Replica, tuple[_Pool, ...]] = {}
+        self._pools: dict[str, Pool] = {}
+        self._pools_of: dict[Replica, tuple[Pool, ...]] = {}
         self._reservations: dict[tuple[str, tuple[str, str]], _Reservation] = {}
         self._keyed: dict[Ticket, None] = {}
         self._turn = 0
@@ -200,7 +148,7 @@ class Dispatcher:
 
     def changed(self, replicas: Iterable[Replica], now: float) -> list[Ticket]:
         """Take in what changed in the registry. Returns the tickets that got a slot or an error by it."""
-        touched: dict[_Pool, None] = {}
+        touched: dict[Pool, None] = {}
         for replica in replicas:
             for pool in self._place(replica):
                 touched[pool] = None
@@ -243,7 +191,7 @@ class Dispatcher:
             self.release(held.ticket, now)  # settles nobody: its replica takes no requests now
         if not len(pool.queue) and len(self._reservations) < MAX_RESERVATIONS:
             trail = of_session(key[1]) if self.policy_of(access_code) == "session" else ()
-            replica = pool.policy.choose(_NOTHING, trail)
+            replica = pool.policy.choose(NOTHING, trail)
             if replica is not None:
                 ticket = Ticket(access_code, principal="", key=key)
                 self._grant(ticket, replica)
@@ -312,7 +260,7 @@ class Dispatcher:
             if pool is not None and replica in pool.replicas:
                 pool.offer(replica)
 
-    def _serve(self, pools: tuple[_Pool, ...]) -> list[Ticket]:
+    def _serve(self, pools: tuple[Pool, ...]) -> list[Ticket]:
         """Grant what can be granted. Access codes that share a replica take turns at its slots."""
         granted: list[Ticket] = []
         progress = True
@@ -353,7 +301,7 @@ class Dispatcher:
             settled += self.release(held.ticket, now)
         return settled
 
-    def _place(self, replica: Replica) -> dict[_Pool, None]:
+    def _place(self, replica: Replica) -> dict[Pool, None]:
         """Bring the pools in line with the replica's access codes and state. Returns those concerned."""
         codes = replica.access_codes if replica.alive else ()
         before = self._pools_of.get(replica, ())
@@ -374,13 +322,13 @@ class Dispatcher:
             self._pools_of.pop(replica, None)
         return dict.fromkeys((*before, *pools))
 
-    def _pool(self, access_code: str) -> _Pool:
+    def _pool(self, access_code: str) -> Pool:
         pool = self._pools.get(access_code)
         if pool is None:
-            pool = self._pools[access_code] = _Pool(access_code, self._weights, self.policy_of(access_code))
+            pool = self._pools[access_code] = Pool(access_code, self._weights, self.policy_of(access_code))
         return pool
 
-    def _fail_hopeless(self, pool: _Pool) -> list[Ticket]:
+    def _fail_hopeless(self, pool: Pool) -> list[Ticket]:
         """Tickets that no live replica will ever take, out of the queue with their error."""
         alive = {replica.id for replica in pool.replicas}
         hopeless = [t for t in (pool.queue.returned if alive else pool.queue) if not alive - t.excluded]
@@ -389,7 +337,7 @@ class Dispatcher:
             ticket.error = self._no_replica(pool, ticket.excluded)
         return hopeless
 
-    def _spend_retry(self, pool: _Pool) -> None:
+    def _spend_retry(self, pool: Pool) -> None:
         """Raises NoReplica where too many requests have been sent again lately."""
         if pool.retries < 1.0:
             raise NoReplica(
@@ -409,7 +357,7 @@ class Dispatcher:
             del self._pools[pool.access_code]
         return settled
 
-    def _refuse_overflow(self, pool: _Pool, ticket: Ticket) -> None:
+    def _refuse_overflow(self, pool: Pool, ticket: Ticket) -> None:
         limits = self._limits
         queue = pool.queue
         count, size = queue.held_by(ticket.principal)
@@ -424,7 +372,7 @@ class Dispatcher:
                 "wait for some of them to be answered."
             )
 
-    def _waited_too_long(self, pool: _Pool, ticket: Ticket) -> KuwaError:
+    def _waited_too_long(self, pool: Pool, ticket: Ticket) -> KuwaError:
         if not pool.worth_waiting(ticket.excluded):
             return self._no_replica(pool, ticket.excluded)
         return QueueFull(
@@ -432,7 +380,7 @@ class Dispatcher:
             "try again later, or start another executor for it."
         )
 
-    def _no_replica(self, pool: _Pool, excluded: AbstractSet[str]) -> NoReplica:
+    def _no_replica(self, pool: Pool, excluded: AbstractSet[str]) -> NoReplica:
         name = repr(pool.access_code)
         others = [replica for replica in pool.replicas if replica.id not in excluded]
         if not others and pool.replicas:
@@ -470,8 +418,8 @@ def _gone(access_code: str) -> NoReplica:
 def _usable(ticket: Ticket) -> bool:
     """Whether the slot that the ticket holds is still worth something."""
     replica = ticket.replica
-    return replica is not None and replica.state_at(ticket.access_code) in _WORTH_WAITING
+    return replica is not None and replica.state_at(ticket.access_code) in WORTH_WAITING
 
 
-def _last_turn(pool: _Pool) -> int:
+def _last_turn(pool: Pool) -> int:
     return pool.last_turn
