@@ -45,7 +45,7 @@ def _described(replica: Replica, now: float) -> wire.Replica:
         capabilities=sorted(replica.capabilities),
         context_length=replica.facts.context_length,
         registered_from=replica.registered_from,
-        note=replica.note or next(iter(replica.ejected.values()), ""),
+        note=replica.note_at(replica.access_codes[0]) if replica.overall == "ejected" else replica.note,
         ejected=replica.ejected,
     )
 
