@@ -45,7 +45,10 @@ class Ledger:
         """Write one request's record; called once for each."""
         tally = self._metrics.of(outcome.access_code if outcome.served else UNKNOWN)
         ok = outcome.label == "ok"
-        tally.count(outcome.label)
+        if ok:
+            tally.outcomes["ok"] += 1
+        else:
+            tally.failed(outcome.label)
         if ok and outcome.whole:
             tally.whole_time.observe(outcome.first_s)
         else:

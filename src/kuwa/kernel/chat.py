@@ -33,10 +33,10 @@ from kuwa.kernel.policy import PolicyName, Trail
 from kuwa.kernel.quarantine import Quarantine, digest_of
 from kuwa.kernel.queue import Ticket
 from kuwa.kernel.registry import Registry
-from kuwa.kernel.relay import Clock, EventRelay, Reader, Relay, WholeRelay
+from kuwa.kernel.relay import Clock, EventRelay, Relay, WholeRelay
 from kuwa.kernel.replica import Replica
 from kuwa.kernel.resume import Journal, Journals
-from kuwa.kernel.routes import Routes
+from kuwa.kernel.routes import new_route
 from kuwa.kernel.story import Steps, Story
 from kuwa.kernel.verdict import Verdict, judge
 from kuwa.kernel.wires import wire_of
@@ -88,7 +88,6 @@ class Chat:
         self._journals = Journals()
         self._first_token_s = first_token_s
         self._calls: dict[str, Call] = {}
-        self._routes = Routes()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.draining = False
 
@@ -173,39 +172,38 @@ class Chat:
 
     def _attempt(self, call: Call, replica: Replica) -> Relay:
         """Send the request to `replica`; the relay wakes the story when the answer has come to its end."""
-        wire = wire_of(replica)
-        url, content_type, body = wire.request(call, replica)
         facts = replica.facts
-        key = (url, content_type, facts.authorization, facts.resumes)
-        route = self._routes.get(key) or self._routes.new(key)
-        if facts.resumes and not call.whole and call.journal is None:
-            call.journal = Journal(self._journals)
-        if call.replay is not None:
-            body = call.replay.request(body)
+        route = facts.routes.get(call.route) or new_route(replica, call.route)
+        body, forwarded, reader = call.body, call.forwarded, None
+        if not route.plain:
+            wire = wire_of(replica)
+            body, forwarded, reader = wire.body(call, replica), wire.forwarded(call, replica), wire.reader(call)
         call.attempts += 1
-        call.relay = relay = self._relay(call, replica, wire.reader(call))
+        relay: Relay
+        if call.whole:
+            relay = WholeRelay(call.exchange, call.reply_headers, self._clock, reader, call.renderer)
+        else:
+            if facts.resumes and call.journal is None:
+                call.journal = Journal(self._journals)
+            if call.replay is not None:
+                body = call.replay.request(body)
+            relay = EventRelay(
+                call.exchange,
+                call.reply_headers,
+                self._clock,
+                reader,
+                call.renderer,
+                include_usage=call.include_usage,
+                journal=call.journal if facts.resumes else None,
+                replay=call.replay,
+            )
+        call.relay = relay
         relay.on_over = cast("Story", call.story).wake
-        forwarded = wire.forwarded(call, replica)
         head = b"%b%b\r\n%bcontent-length: %d\r\n\r\n" % (route.head, call.own_id, forwarded, len(body))
         # After a failure no connection is trusted that was open before it.
         send = self._pool.send if call.attempts == 1 else self._pool.dial
         send(UpstreamRequest(route.origin, head, body), relay)
         return relay
-
-    def _relay(self, call: Call, replica: Replica, reader: Reader | None) -> Relay:
-        exchange, headers, clock = call.exchange, call.reply_headers, self._clock
-        if call.whole:
-            return WholeRelay(exchange, headers, clock, reader, call.renderer)
-        return EventRelay(
-            exchange,
-            headers,
-            clock,
-            reader,
-            call.renderer,
-            include_usage=call.include_usage,
-            journal=call.journal if replica.facts.resumes else None,
-            replay=call.replay,
-        )
 
     def _leave(self, call: Call, replica: Replica) -> None:
         """The attempt has ended, or the story ends in the middle of it: cut it, and free the slot."""

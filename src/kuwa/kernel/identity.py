@@ -28,7 +28,7 @@ class Principal(msgspec.Struct, frozen=True):
 
 def principal(credential: bytes, user: str | None, host: str) -> Principal:
     """The principal of a request that brings `credential` (empty: none), names `user`, and comes from `host`."""
-    return of_credential(credential) or of_user(user) or of_peer(host)
+    return of_credential(credential) or (of_user(user) if user else of_peer(host))
 
 
 def of_credential(credential: bytes) -> Principal | None:
@@ -37,8 +37,8 @@ def of_credential(credential: bytes) -> Principal | None:
     return Principal("key " + hashlib.blake2b(credential, digest_size=PRINCIPAL_BYTES).hexdigest())
 
 
-def of_user(user: str | None) -> Principal | None:
-    return Principal(f"user {user}") if user else None
+def of_user(user: str) -> Principal:
+    return Principal(f"user {user}")
 
 
 @lru_cache(maxsize=4096)

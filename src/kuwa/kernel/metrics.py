@@ -77,8 +77,8 @@ class Tally:
         self.completion_tokens = 0
         self.retries = 0
 
-    def count(self, outcome: str) -> None:
-        """Count a request that has ended. A replica's own error codes share one label: it could make up many."""
+    def failed(self, outcome: str) -> None:
+        """Count a request that did not go well. A replica's own error codes share one label: it could make up many."""
         self.outcomes[outcome if outcome in OUTCOMES else OTHER] += 1
 
     def add_tokens(self, prompt: int, completion: int, cached: int = 0) -> bool:

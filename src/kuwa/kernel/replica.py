@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
+from kuwa.http.origin import Origin
 from kuwa.kernel.breaker import Breaker
 from kuwa.kernel.lifecycle import Lifecycle, Source, State
 from kuwa.wire.lease import Load, Registration
@@ -20,13 +23,24 @@ _NO_LOAD = Load()
 _TAKES_REQUESTS: frozenset[State] = frozenset(("ready", "suspect"))
 
 
+class Route(msgspec.Struct, frozen=True):
+    """Where a request goes on its replica: the origin, and the request's head up to the request's id.
+
+    `plain`: requests and answers pass as they are; else the replica's wire makes them.
+    """
+
+    origin: Origin
+    head: bytes
+    plain: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What a replica is, as it said itself or as the kernel's settings say; replaced as a whole when it says otherwise.
 
     `base_url` is of the OpenAI dialect (`http://127.0.0.1:4001/v1`), `endpoint` the chat endpoint of the v1.0 wire.
     `model` is the name to send upstream, empty if it is the access code. `resumes`: another replica can go on with its
-    streams, and it with another's.
+    streams, and it with another's. `routes` are kept by path for `kernel/routes`.
     """
 
     access_codes: tuple[str, ...]
@@ -42,6 +56,7 @@ class Facts:
     resumes: bool = False
     executor: str = ""
     version: str = ""
+    routes: dict[str, Route] = field(default_factory=dict[str, Route], compare=False, repr=False)
 
     @classmethod
     def of(cls, registration: Registration) -> Facts:

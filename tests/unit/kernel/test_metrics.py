@@ -84,14 +84,14 @@ def test_the_number_of_tallies_is_bounded() -> None:
 @given(code=st.text())
 def test_error_codes_that_are_not_ours_share_one_outcome(code: str) -> None:
     tally = Metrics().of("m")
-    tally.count(code)
+    tally.failed(code)
     assert tally.outcomes == {code if code in OUTCOMES else OTHER: 1}
 
 
 @pytest.mark.parametrize("code", ["cancelled", "no_replica", "context_length_exceeded", "engine_lost"])
 def test_error_codes_of_ours_are_outcomes(code: str) -> None:
     tally = Metrics().of("m")
-    tally.count(code)
+    tally.failed(code)
     assert tally.outcomes == {code: 1}
 
 

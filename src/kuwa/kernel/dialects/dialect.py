@@ -70,7 +70,7 @@ def call_for(
     if body.get("stream"):
         body["stream_options"] = {"include_usage": True}
     encoded = msgspec.json.encode(body)
-    who = caller.principal or of_user(user) or of_peer(exchange.connection.peer[0])
+    who = caller.principal or (of_user(user) if user else of_peer(exchange.connection.peer[0]))
     return Call(
         body["model"],
         who.id,

@@ -13,14 +13,19 @@ from kuwa.kernel.replica import Replica
 from kuwa.kernel.wires.openai import OpenAIWire
 from kuwa.kernel.wires.v1 import V1Wire
 
-Outgoing = tuple[str, bytes, bytes]
-"""A request as a replica gets it: the URL, its content type, and the body."""
-
 
 class ReplicaWire(Protocol):
     """One protocol of replicas."""
 
-    def request(self, call: Call, replica: Replica) -> Outgoing:
+    def target(self, replica: Replica, path: str) -> tuple[str, bytes]:
+        """The URL and the content type of requests for the OpenAI path `path`. Raises Unsupported."""
+        ...
+
+    def is_plain(self, replica: Replica) -> bool:
+        """Whether the replica gets every request as it is, and answers with OpenAI's events."""
+        ...
+
+    def body(self, call: Call, replica: Replica) -> bytes:
         """Raises Unsupported for what the wire cannot carry."""
         ...
 

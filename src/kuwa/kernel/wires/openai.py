@@ -19,14 +19,20 @@ MAX_QUOTES = 200_000
 class OpenAIWire:
     """The canonical body as it is, but for what a server that is not an executor would not understand."""
 
-    def request(self, call: Call, replica: Replica) -> tuple[str, bytes, bytes]:
-        body, facts = call.body, replica.facts
-        if facts.model or (call.form is not None and replica.source == "upstream"):
-            body = body_for_upstream(body, facts.model)
-        return facts.base_url + call.route, JSON, body
+    def target(self, replica: Replica, path: str) -> tuple[str, bytes]:
+        return replica.base_url + path, JSON
+
+    def is_plain(self, replica: Replica) -> bool:
+        return replica.source != "upstream"
+
+    def body(self, call: Call, replica: Replica) -> bytes:
+        if replica.model or call.form is not None:
+            return body_for_upstream(call.body, replica.model)
+        return call.body
 
     def forwarded(self, call: Call, replica: Replica) -> bytes:
-        return call.forwarded if replica.source != "upstream" else without_provider_key(call.forwarded)
+        del replica
+        return without_provider_key(call.forwarded)
 
     def reader(self, call: Call) -> None:
         del call

@@ -23,15 +23,24 @@ MAX_FORM_BODY_BYTES = 4 * 1024 * 1024
 class V1Wire:
     """A chat as a form: the client's own where it sent one, else one made of the OpenAI body."""
 
-    def request(self, call: Call, replica: Replica) -> tuple[str, bytes, bytes]:
+    def target(self, replica: Replica, path: str) -> tuple[str, bytes]:
+        if path != "/chat/completions":
+            raise Unsupported(
+                f"The executor at {replica.address} speaks the v1.0 wire, which only chats; it has no {path}."
+            )
+        return replica.endpoint, FORM
+
+    def is_plain(self, replica: Replica) -> bool:
+        del replica
+        return False
+
+    def body(self, call: Call, replica: Replica) -> bytes:
+        del replica
         if call.form is not None:
-            return replica.endpoint, FORM, form_wire.encode_form(call.form)
-        if call.route != "/chat/completions":
-            raise Unsupported(f"{call.access_code!r} is served by an executor of the v1.0 wire, which only chats.")
+            return form_wire.encode_form(call.form)
         # API requests of the v1.0 wire carry negative history ids, so that they never meet a chat of the web.
         history_id = f"-{int(call.id[-8:], 16)}"
-        form = form_from_openai(call.body, call.access_code, history_id, "0")
-        return replica.endpoint, FORM, form_wire.encode_form(form)
+        return form_wire.encode_form(form_from_openai(call.body, call.access_code, history_id, "0"))
 
     def forwarded(self, call: Call, replica: Replica) -> bytes:
         del replica

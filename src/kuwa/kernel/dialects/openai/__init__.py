@@ -52,7 +52,8 @@ class OpenAIDialect(BaseDialect, OpenAIErrors):
         stream = bool(routed.stream) and route in GENERATES
         if stream or routed.stream_options is not None or routed.kuwa_resume is not _ABSENT:
             body, include_usage = _streamed(routed, body, stream)
-        who = caller.principal or of_user(routed.user) or of_peer(exchange.connection.peer[0])
+        user = routed.user
+        who = caller.principal or (of_user(user) if user else of_peer(exchange.connection.peer[0]))
         return Call(
             routed.model,
             who.id,
