@@ -1,4 +1,4 @@
-"""JSON that somebody else has sent: one decoder, which fails in one way.
+"""Received JSON: one decoder, which fails in one way.
 
 msgspec raises errors of its own, a RecursionError for deep nesting and a UnicodeError for bytes that are not UTF-8.
 Whoever decodes here has one `except` to write, and cannot forget any of them: ruff bans the bare decoder elsewhere.
@@ -38,7 +38,7 @@ class BadJson(ValueError):
 
 
 Mend = Callable[[Fields], None]
-"""Puts right in an object what is meant well and has the wrong type."""
+"""Replaces the values of an object whose wrong type may be forgiven."""
 
 
 @overload

@@ -1,6 +1,6 @@
 """The messages of the OpenAI dialect, and how leniently they are read. Pure; for kernel, client and executors.
 
-Servers differ in what they send where nothing is to be said. Decided here, once for all: null means absent, a finish
+Servers differ in what they send where they have nothing to say. Decided here, once for all: null means absent, a finish
 reason that is empty or spells null is none, a content made of parts is the text of its parts, and a token count that
 is not a whole number within reason is unknown. Anything else of the wrong type is BadJson.
 """
@@ -43,7 +43,7 @@ def count_of(value: object) -> int | None:
 
 
 def reason_of(value: object) -> str | None:
-    """Why a choice ended, or None where it goes on."""
+    """Why a choice ended, or None where it has not."""
     return value if isinstance(value, str) and value not in _NO_REASON else None
 
 
@@ -84,7 +84,7 @@ def _text_in(part: Fields) -> str:
     return text if isinstance(text, str) else ""
 
 
-# ---- what stands in every answer -----------------------------------------------------------------------------
+# ---- what every answer may hold -----------------------------------------------------------------------------
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
@@ -141,7 +141,7 @@ class Error(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, value: object) -> Error | None:
-        """What stands under `error`: an object, or with some servers a text. None where that is nothing."""
+        """The value of `error`: an object, or with some servers a text. None for an empty one and any other value."""
         if isinstance(value, str):
             return cls(value) if value else None
         fields = fields_in(value)
@@ -157,7 +157,7 @@ class Error(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """What an event or a whole answer may hold beside its choices."""
+    """What an event or a whole answer may hold besides its choices."""
 
     usage: Usage | None = None
     fault: Any = msgspec.field(default=None, name="error")
@@ -168,7 +168,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 def mend(message: Fields) -> None:
-    """Counts and reasons that are not what they should be are unknown; nothing hangs on them."""
+    """Counts and reasons of the wrong type are unknown. The rest of the message may still be right."""
     message["usage"] = Usage.of(message.get("usage"))
     for choice in map(fields_in, items_in(message.get("choices"))):
         choice["finish_reason"] = reason_of(choice.get("finish_reason"))

@@ -1,9 +1,9 @@
 """Server-sent events: where they end, what they hold, and an incremental reader that takes any split of bytes.
 
 The WHATWG event-stream grammar: lines end in LF, CR or CRLF, comments begin with a colon, an event ends at a blank
-line, a byte order mark at the start is none of the first line, and an unfinished event at the end of the stream is
+line, a byte order mark at the start is not part of the first line, and an unfinished event at the end of the stream is
 dropped. What passes streams on cuts them into blocks (`whole_events`, `blocks_of`, `data_of`), which keep every
-byte; what wants the data feeds a `SseReader`.
+byte; code that wants only the data feeds a `SseReader`.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class EngineError(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, value: object) -> EngineError:
-        """What stands under `error`, with the figures that only llama.cpp gives."""
+        """The value of `error`, with the figures that only llama.cpp gives."""
         error, fields = Error.of(value) or Error(), fields_in(value)
         tokens, context = count_of(fields.get("n_prompt_tokens")), count_of(fields.get("n_ctx"))
         return cls(error.message, error.type, tokens or 0, context or 0)
