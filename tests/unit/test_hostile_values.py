@@ -18,7 +18,8 @@ from kuwa.builtin.llamacpp.answer import Answer as LlamaAnswer
 from kuwa.client.client import Client as KernelClient
 from kuwa.client.client import _deltas
 from kuwa.executor import RawAnswer, RawEvent, Request
-from kuwa.executor.answer import Events, RawText, Whole
+from kuwa.executor.answer import RawText, Whole
+from kuwa.executor.events import Events
 from kuwa.executor.intake import Intake
 from kuwa.executor.modelfile import Modelfile
 from kuwa.executor.provider.failures import Origin

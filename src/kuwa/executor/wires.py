@@ -7,7 +7,8 @@ from typing import Protocol
 
 import msgspec
 
-from kuwa.executor.answer import Answer, Events, RawText, Whole
+from kuwa.executor.answer import Answer, RawText, Whole
+from kuwa.executor.events import Events
 from kuwa.executor.request import Request
 from kuwa.wire import form as form_wire
 from kuwa.wire import resume

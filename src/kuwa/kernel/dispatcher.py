@@ -18,10 +18,11 @@ from difflib import get_close_matches
 from itertools import islice
 
 from kuwa.kernel.policy import PolicyName
-from kuwa.kernel.pool import NOTHING, WORTH_WAITING, Pool
+from kuwa.kernel.pool import NOTHING, Pool
 from kuwa.kernel.queue import Ticket, Weights
 from kuwa.kernel.registry import Registry
 from kuwa.kernel.replica import UNLIMITED, Replica
+from kuwa.kernel.reservations import Reservations
 from kuwa.kernel.trail import of_session
 from kuwa.wire.errors import KuwaError, ModelNotFound, NoReplica, QueueFull
 from kuwa.wire.names import MAX_ACCESS_CODE
@@ -29,8 +30,6 @@ from kuwa.wire.names import MAX_ACCESS_CODE
 MAX_WAITING = 1024
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 MAX_WAIT_S = 120.0
-RESERVATION_S = 10.0
-MAX_RESERVATIONS = 10_000
 MAX_SEARCHED_CODES = 500
 RETRY_SHARE = 0.2
 
@@ -47,21 +46,13 @@ class Limits:
     wait_s: float = MAX_WAIT_S
 
 
-@dataclass(slots=True)
-class _Reservation:
-    """A slot held for a v1.0 chat that was announced by `schedule`."""
-
-    ticket: Ticket
-    until: float
-
-
 def equal_weights(principal: str) -> float:
     """The same share for everyone."""
     return 1.0
 
 
 class Dispatcher:
-    """Grants slots, keeps the queues, and holds the v1.0 reservations.
+    """Grants slots, keeps the queues, and holds slots for the chats in `reservations`.
 
     Between calls it holds that no ticket waits while a ready replica that it may use has a free slot.
     """
@@ -80,8 +71,7 @@ class Dispatcher:
         self._limits = limits or Limits()
         self._pools: dict[str, Pool] = {}
         self._pools_of: dict[Replica, tuple[Pool, ...]] = {}
-        self._reservations: dict[tuple[str, tuple[str, str]], _Reservation] = {}
-        self._keyed: dict[Ticket, None] = {}
+        self.reservations = Reservations()
         self._turn = 0
         self._patient_until = 0.0
 
@@ -101,11 +91,11 @@ class Dispatcher:
                 raise self._unserved(ticket.access_code)
             pool = self._pool(ticket.access_code)
         if ticket.excluded:
-            self._spend_retry(pool)
+            pool.spend_retry()
         elif pool.retries < pool.reserve:
             pool.retries += RETRY_SHARE
         if ticket.key is not None:
-            replica = self._claim(ticket, ticket.key)
+            replica = self.reservations.claim(ticket, ticket.key)
             if replica is not None:
                 return replica
         # Who waits in a line waits because no slot is free: then none is free for this one either.
@@ -127,7 +117,7 @@ class Dispatcher:
             return []
         ticket.replica = None
         if ticket.key is not None:
-            self._keyed.pop(ticket, None)
+            self.reservations.released(ticket)
         replica.running -= 1
         if replica.breakers:
             self._end_trial(ticket, replica)
@@ -161,7 +151,7 @@ class Dispatcher:
 
     def sweep(self, now: float) -> list[Ticket]:
         """Let time pass: reservations lapse, tickets that waited too long get an error. Returns those settled."""
-        settled = self._lapse(now)
+        settled = [ticket for held in self.reservations.lapse(now) for ticket in self.release(held, now)]
         if 0 < self._patient_until <= now:
             self._patient_until = 0.0
             settled += self._end_patience()
@@ -182,20 +172,18 @@ class Dispatcher:
         pool = self._pools.get(access_code)
         if pool is None:
             raise self._unserved(access_code)
-        held = self._reservations.pop((access_code, key), None)
-        if held is not None and _usable(held.ticket):
-            held.until = now + RESERVATION_S
-            self._reservations[access_code, key] = held
+        if self.reservations.renew(access_code, key, now):
             return True
+        held = self.reservations.withdraw(access_code, key)
         if held is not None:
-            self.release(held.ticket, now)  # settles nobody: its replica takes no requests now
-        if not len(pool.queue) and len(self._reservations) < MAX_RESERVATIONS:
+            self.release(held, now)  # settles nobody: its replica takes no requests now
+        if not len(pool.queue) and not self.reservations.full:
             trail = of_session(key[1]) if self.policy_of(access_code) == "session" else ()
             replica = pool.policy.choose(NOTHING, trail)
             if replica is not None:
                 ticket = Ticket(access_code, principal="", key=key)
                 self._grant(ticket, replica)
-                self._reservations[access_code, key] = _Reservation(ticket, now + RESERVATION_S)
+                self.reservations.hold(ticket, key, now)
                 return True
         if not pool.worth_waiting(set()):
             raise self._no_replica(pool, set())
@@ -227,14 +215,6 @@ class Dispatcher:
         """How many tickets stand before this one, which must be queued."""
         return self._pools[ticket.access_code].queue.ahead_of(ticket)
 
-    def reserved(self) -> int:
-        """How many slots are held for chats that have been announced and have not come."""
-        return len(self._reservations)
-
-    def holders(self) -> dict[Replica, tuple[str, str]]:
-        """The (history_id, user_id) of one v1.0 chat that each replica holds a slot for."""
-        return {t.replica: t.key for t in self._keyed if t.replica is not None and t.key is not None}
-
     def _grant(self, ticket: Ticket, replica: Replica) -> Replica:
         ticket.replica = replica
         replica.running += 1
@@ -243,7 +223,7 @@ class Dispatcher:
         if replica.breakers:
             self._begin_trial(ticket, replica)
         if ticket.key is not None:
-            self._keyed[ticket] = None
+            self.reservations.granted(ticket)
         return replica
 
     def _begin_trial(self, ticket: Ticket, replica: Replica) -> None:
@@ -275,31 +255,6 @@ class Dispatcher:
                     granted.append(found[0])
                     progress = True
         return granted
-
-    def _claim(self, ticket: Ticket, key: tuple[str, str]) -> Replica | None:
-        """Hand a reserved slot over to its chat. One whose replica is no longer fit is left to lapse."""
-        held = self._reservations.get((ticket.access_code, key))
-        if held is None:
-            return None
-        replica = held.ticket.replica
-        if replica is None or not _usable(held.ticket) or replica.id in ticket.excluded:
-            return None
-        del self._reservations[ticket.access_code, key]
-        held.ticket.replica = None
-        del self._keyed[held.ticket]
-        breaker = replica.breakers.get(ticket.access_code)
-        if breaker is not None and breaker.trial is held.ticket:
-            breaker.trial = ticket
-        ticket.replica = replica
-        self._keyed[ticket] = None
-        return replica
-
-    def _lapse(self, now: float) -> list[Ticket]:
-        settled: list[Ticket] = []
-        for name, held in [item for item in self._reservations.items() if item[1].until <= now]:
-            del self._reservations[name]
-            settled += self.release(held.ticket, now)
-        return settled
 
     def _place(self, replica: Replica) -> dict[Pool, None]:
         """Bring the pools in line with the replica's access codes and state. Returns those concerned."""
@@ -336,15 +291,6 @@ class Dispatcher:
             pool.queue.remove(ticket)
             ticket.error = self._no_replica(pool, ticket.excluded)
         return hopeless
-
-    def _spend_retry(self, pool: Pool) -> None:
-        """Raises NoReplica where too many requests have been sent again lately."""
-        if pool.retries < 1.0:
-            raise NoReplica(
-                f"The executors of the model {pool.access_code!r} fail so often that requests are not sent again; "
-                "see the kernel's log."
-            )
-        pool.retries -= 1.0
 
     def _end_patience(self) -> list[Ticket]:
         """Who still waits for a model that nobody serves is told so."""
@@ -413,12 +359,6 @@ def _gone(access_code: str) -> NoReplica:
         f"No executor of the model {access_code!r} is alive any more; start one with "
         f"`kuwa-executor … --access_code {access_code}`."
     )
-
-
-def _usable(ticket: Ticket) -> bool:
-    """Whether the slot that the ticket holds is still worth something."""
-    replica = ticket.replica
-    return replica is not None and replica.state_at(ticket.access_code) in WORTH_WAITING
 
 
 def _last_turn(pool: Pool) -> int:

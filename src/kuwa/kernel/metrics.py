@@ -176,7 +176,7 @@ class Collector:
         slots = GaugeMetricFamily(
             "kuwa_slots", "Slots of the live replicas; those without a limit have no free ones.", labels=("state",)
         )
-        reserved = self._dispatcher.reserved()
+        reserved = len(self._dispatcher.reservations)
         held = sum(replica.running for replica in alive)
         slots.add_metric(("used",), max(0, held - reserved))
         slots.add_metric(("reserved",), reserved)

@@ -8,6 +8,7 @@ from kuwa.kernel.lifecycle import State
 from kuwa.kernel.policy import PolicyName, policy_named
 from kuwa.kernel.queue import FairQueue, Ticket, Weights
 from kuwa.kernel.replica import Replica
+from kuwa.wire.errors import NoReplica
 
 RETRY_RESERVE = 64  # what one dead executor's requests may take at once, where it has no more slots than that
 NOTHING: frozenset[str] = frozenset()
@@ -37,6 +38,15 @@ class Pool:
         """Whether a replica other than those `excluded` may have a free slot soon."""
         code = self.access_code
         return any(r.state_at(code) in WORTH_WAITING and r.id not in excluded for r in self.replicas)
+
+    def spend_retry(self) -> None:
+        """Raises NoReplica where too many requests have been sent again lately."""
+        if self.retries < 1.0:
+            raise NoReplica(
+                f"The executors of the model {self.access_code!r} fail so often that requests are not sent again; "
+                "see the kernel's log."
+            )
+        self.retries -= 1.0
 
     def offer(self, replica: Replica) -> None:
         """Bring the order in line with the replica's state, its slots, and its breaker."""

@@ -8,11 +8,12 @@ A replica is one executor process (or one `--upstream`), under one or more acces
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from urllib.parse import urlsplit
 
 from kuwa.kernel.faults import Faults
+from kuwa.kernel.first_served import FirstServed
 from kuwa.kernel.lifecycle import Answer, Configured, Leased, Lifecycle, Polled, State, Transition
 from kuwa.kernel.replica import UNLIMITED, Facts, Replica
 from kuwa.kernel.trust import same_peer
@@ -20,7 +21,6 @@ from kuwa.wire.errors import InvalidRequest
 from kuwa.wire.lease import Lease, Registration
 
 STALL_S = 2.0
-MAX_REMEMBERED_CODES = 10_000
 
 _SERVED: frozenset[State] = frozenset(("ready", "suspect", "draining"))
 
@@ -37,7 +37,7 @@ class Registry:
         self._by_code: dict[str, dict[Replica, None]] = {}
         self._by_address: dict[str, Replica] = {}
         self._changed: dict[Replica, None] = {}
-        self._first_served: dict[str, float] = {}
+        self._first_served = FirstServed(self._by_code)
         self._last_expire: float | None = None
         self.faults = Faults(self.replicas, self._note_change)
 
@@ -49,7 +49,8 @@ class Registry:
         """
         executor_id, incarnation = registration.executor_id, registration.incarnation
         known = self._executors.get(executor_id)
-        self._refuse_taken(registration, known, registered_from)
+        address = registration.dialects.openai or registration.dialects.v1_0
+        _refuse_taken(registration, (known, self._by_address.get(address)), registered_from)
         facts = Facts.of(registration)
         life = known.life.lease if known is not None and known.incarnation == incarnation else None
         if known is not None and life is not None:
@@ -63,30 +64,6 @@ class Registry:
         replica.load = registration.load
         self._apply(replica, life.renewed(registration.state, registration.load.progress, now), now)
         return Lease(lease_id=replica.id)
-
-    def _refuse_taken(self, registration: Registration, known: Replica | None, peer: str) -> None:
-        """Only a newer process at the same peer takes the place of an executor that lives, by its id or its address.
-
-        Ids can be read by everybody; and the clocks of two machines are not to be compared.
-        """
-        address = registration.dialects.openai or registration.dialects.v1_0
-        for other in (known, self._by_address.get(address)):
-            if other is None or other.life.lease is None:
-                continue
-            if not same_peer(peer, other.registered_from):
-                if other.alive:
-                    raise InvalidRequest(
-                        f"Executor {other.executor_id!r} at {other.address} was registered from "
-                        f"{other.registered_from} and lives; a registration from {peer} cannot take its place. Stop "
-                        "that one first, or give this one a host and a port of its own.",
-                        param="kuwa",
-                    )
-            elif registration.incarnation < other.incarnation:
-                raise InvalidRequest(
-                    f"A newer process of executor {other.executor_id!r} at {other.address} has taken this place; "
-                    "stop this older one, or give it an id and a port of its own.",
-                    param="kuwa",
-                )
 
     def register_old(self, name: str, endpoint: str, now: float, registered_from: str = "") -> None:
         """Take in an executor of the v1.0 wire: `starting` until its health answers.
@@ -274,17 +251,7 @@ class Registry:
             self._by_address[replica.address] = replica
         for code in replica.access_codes:
             self._by_code.setdefault(code, {})[replica] = None
-            self._remember(code, replica.registered_at)
-
-    def _remember(self, code: str, now: float) -> None:
-        if code not in self._first_served:
-            self._first_served[code] = now
-            if len(self._first_served) > MAX_REMEMBERED_CODES:
-                del self._first_served[next(self._oldest_absent())]
-
-    def _oldest_absent(self) -> Iterator[str]:
-        yield from (code for code in self._first_served if code not in self._by_code)
-        yield from self._first_served
+            self._first_served.note(code, replica.registered_at)
 
     def _forget(self, replica: Replica) -> None:
         if self._by_address.get(replica.address) is replica:
@@ -298,6 +265,31 @@ class Registry:
         replica.life.left()
         self._forget(replica)
         self._enter(replica, "gone", now)
+
+
+def _refuse_taken(registration: Registration, holders: Iterable[Replica | None], peer: str) -> None:
+    """Only a newer process at the same peer takes the place of an executor that lives: of one of the `holders` of its
+    id and its address.
+
+    Ids can be read by everybody; and the clocks of two machines are not to be compared.
+    """
+    for other in holders:
+        if other is None or other.life.lease is None:
+            continue
+        if not same_peer(peer, other.registered_from):
+            if other.alive:
+                raise InvalidRequest(
+                    f"Executor {other.executor_id!r} at {other.address} was registered from "
+                    f"{other.registered_from} and lives; a registration from {peer} cannot take its place. Stop "
+                    "that one first, or give this one a host and a port of its own.",
+                    param="kuwa",
+                )
+        elif registration.incarnation < other.incarnation:
+            raise InvalidRequest(
+                f"A newer process of executor {other.executor_id!r} at {other.address} has taken this place; "
+                "stop this older one, or give it an id and a port of its own.",
+                param="kuwa",
+            )
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

@@ -52,7 +52,7 @@ def _described(replica: Replica, now: float) -> wire.Replica:
 
 def _old_status(alive: list[Replica], dispatcher: Dispatcher) -> OldStatus:
     """What kernels of the v1.0 wire report: per access code [endpoint, READY or BUSY, history_id, user_id]."""
-    holders = dispatcher.holders()
+    holders = dispatcher.reservations.holders()
     status: OldStatus = {}
     for replica in alive:
         room = replica.running < replica.slots

@@ -12,7 +12,8 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from kuwa.executor import Chunk, Finish, Progress, RawEvent, Reasoning, Request, Text, ToolCallDelta, Usage
-from kuwa.executor.answer import Answer, Events, RawText, Whole, WrongChunk, estimated_tokens
+from kuwa.executor.answer import Answer, RawText, Whole, WrongChunk, estimated_tokens
+from kuwa.executor.events import Events
 from kuwa.wire.errors import BadUpstream
 from kuwa.wire.sse import DONE, SseReader
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kuwa.executor import RawAnswer, RawEvent, Request
-from kuwa.executor.answer import Events, RawText, Whole
+from kuwa.executor.answer import RawText, Whole
+from kuwa.executor.events import Events
 from kuwa.wire.errors import BadUpstream
 from kuwa.wire.sse import DONE_EVENT, plain_events
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuwa.executor.answer import Events, RawText, Whole
+from kuwa.executor.answer import RawText, Whole
+from kuwa.executor.events import Events
 from kuwa.executor.request import Request
 from kuwa.executor.wires import OPENAI_WIRE, V1_WIRE
 from kuwa.wire import resume

@@ -423,7 +423,7 @@ class TestReservations:
         chat = house.ask(key=self.KEY)
         assert chat.replica is house.replica("a")
         assert house.replica("a").running == 1
-        assert house.dispatcher.reserved() == 0
+        assert len(house.dispatcher.reservations) == 0
 
     def test_it_lapses_after_ten_seconds(self) -> None:
         house = House()
@@ -440,7 +440,7 @@ class TestReservations:
         assert house.dispatcher.reserve("m", self.KEY, 8.0)
         assert house.replica("a").running == 1
         house.dispatcher.sweep(11.0)
-        assert house.dispatcher.reserved() == 1
+        assert len(house.dispatcher.reservations) == 1
 
     def test_it_is_refused_while_no_slot_is_free(self) -> None:
         house = House()
@@ -479,9 +479,9 @@ class TestReservations:
         house = House()
         house.join("a")
         chat = house.ask(key=self.KEY)
-        assert house.dispatcher.holders() == {house.replica("a"): self.KEY}
+        assert house.dispatcher.reservations.holders() == {house.replica("a"): self.KEY}
         house.done(chat)
-        assert house.dispatcher.holders() == {}
+        assert house.dispatcher.reservations.holders() == {}
 
     def test_nobody_can_reserve_what_nobody_serves(self) -> None:
         with pytest.raises(ModelNotFound):
@@ -610,7 +610,7 @@ class Traffic(RuleBasedStateMachine):
     def counts_are_exact(self) -> None:
         # A replica that was replaced by a newer process may still have requests.
         self.seen |= set(self.house.registry.all_replicas())
-        reserved = self.house.dispatcher.reserved()
+        reserved = len(self.house.dispatcher.reservations)
         assert sum(r.running for r in self.seen) == sum(t.replica is not None for t in self.tickets) + reserved
         for replica in self.seen:
             mine = sum(t.replica is replica for t in self.tickets)

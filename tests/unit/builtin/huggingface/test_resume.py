@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from kuwa.builtin.huggingface import HuggingfaceExecutor
-from kuwa.executor.answer import Events
+from kuwa.executor.events import Events
 from kuwa.executor.intake import Intake
 from kuwa.executor.invocation import Invocation, invoked
 from kuwa.executor.resumable import announcement
