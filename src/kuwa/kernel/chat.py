@@ -174,10 +174,11 @@ class Chat:
         """Send the request to `replica`; the relay wakes the story when the answer has come to its end."""
         facts = replica.facts
         route = facts.routes.get(call.route) or new_route(replica, call.route)
-        body, forwarded, reader = call.body, call.forwarded, None
-        if not route.plain:
+        forwarded = call.forwarded if route.own else call.forwarded_abroad
+        body, reader = call.body, None
+        if not (route.plain and (route.own or call.form is None)):
             wire = wire_of(replica)
-            body, forwarded, reader = wire.body(call, replica), wire.forwarded(call, replica), wire.reader(call)
+            body, reader = wire.body(call, replica), wire.reader(call)
         call.attempts += 1
         relay: Relay
         if call.whole:
@@ -338,7 +339,7 @@ class Chat:
                 call.principal,
                 call.access_code,
                 label,
-                self._clock.time() - call.started_at,
+                (first_at if call.whole and label == "ok" else self._clock.time()) - call.started_at,
                 first_at - call.started_at if first_at else -1.0,
                 call.queue_s,
                 call.whole,

@@ -49,13 +49,14 @@ def of_peer(host: str) -> Principal:
 class Caller(msgspec.Struct, frozen=True):
     """What the kernel needs of a request's head, read once for all requests with this head.
 
-    `principal` is that of the credential, None without one. `forwarded` are the header lines that travel on to the
-    replica, `echoed` the client's own request id (empty without one). `progress`: the client asked for comments that
+    `principal` is that of the credential, None without one. `forwarded` are the header lines that travel on to an
+    executor, `forwarded_abroad` those for a server of somebody else's, `echoed` the client's own request id (empty without one). `progress`: the client asked for comments that
     say how long it will have to wait.
     """
 
     principal: Principal | None
     forwarded: bytes
+    forwarded_abroad: bytes
     echoed: bytes
     progress: bool
 
@@ -63,9 +64,11 @@ class Caller(msgspec.Struct, frozen=True):
     def of(cls, head: Head, credential: bytes) -> Caller:
         """Read `head`, whose dialect found `credential` in it."""
         theirs = head.get(b"x-request-id") or b""
+        lines = header_lines([(name, value) for name in FORWARDED if (value := head.get(name)) is not None])
         return cls(
             principal=of_credential(credential),
-            forwarded=header_lines([(name, value) for name in FORWARDED if (value := head.get(name)) is not None]),
+            forwarded=lines,
+            forwarded_abroad=without_provider_key(lines),
             echoed=(echoable_request_id(theirs.decode("latin-1")) or "").encode(),
             progress=head.get(b"x-kuwa-progress") == b"1",
         )

@@ -26,11 +26,13 @@ _TAKES_REQUESTS: frozenset[State] = frozenset(("ready", "suspect"))
 class Route(msgspec.Struct, frozen=True):
     """Where a request goes on its replica: the origin, and the request's head up to the request's id.
 
-    `plain`: requests and answers pass as they are; else the replica's wire makes them.
+    `own`: an executor of ours answers there, which may see the keys that requests bring. `plain`: OpenAI bodies and
+    answers pass as they are; else the replica's wire makes them.
     """
 
     origin: Origin
     head: bytes
+    own: bool
     plain: bool
 
 

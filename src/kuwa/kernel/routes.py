@@ -22,5 +22,8 @@ def new_route(replica: Replica, path: str) -> Route:
         head += b"authorization: %b\r\n" % facts.authorization
     if facts.resumes:
         head += resume.HEADER + b": 1\r\n"
-    route = facts.routes[path] = Route(origin, head + b"x-kuwa-request-id: ", wire_of(replica).is_plain(replica))
+    wire = wire_of(replica)
+    route = facts.routes[path] = Route(
+        origin, head + b"x-kuwa-request-id: ", own=wire.is_own(replica), plain=wire.is_plain(replica)
+    )
     return route

@@ -82,6 +82,7 @@ def call_for(
         route=route,
         body=encoded,
         forwarded=caller.forwarded,
+        forwarded_abroad=caller.forwarded_abroad,
         reply_headers=caller.reply(own_id),
         renderer=renderer,
         whole=not body.get("stream"),

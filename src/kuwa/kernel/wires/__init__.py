@@ -21,16 +21,16 @@ class ReplicaWire(Protocol):
         """The URL and the content type of requests for the OpenAI path `path`. Raises Unsupported."""
         ...
 
+    def is_own(self, replica: Replica) -> bool:
+        """Whether the replica is an executor, not a server of somebody else's."""
+        ...
+
     def is_plain(self, replica: Replica) -> bool:
-        """Whether the replica gets every request as it is, and answers with OpenAI's events."""
+        """Whether the replica gets OpenAI bodies as they are, and answers with OpenAI's events."""
         ...
 
     def body(self, call: Call, replica: Replica) -> bytes:
         """Raises Unsupported for what the wire cannot carry."""
-        ...
-
-    def forwarded(self, call: Call, replica: Replica) -> bytes:
-        """The client's header lines that travel on."""
         ...
 
     def reader(self, call: Call) -> Reader | None:

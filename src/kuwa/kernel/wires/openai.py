@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from kuwa.kernel.call import Call
-from kuwa.kernel.identity import without_provider_key
 from kuwa.kernel.replica import Replica
 from kuwa.wire import form as form_wire
 from kuwa.wire.errors import InvalidRequest
@@ -22,17 +21,15 @@ class OpenAIWire:
     def target(self, replica: Replica, path: str) -> tuple[str, bytes]:
         return replica.base_url + path, JSON
 
-    def is_plain(self, replica: Replica) -> bool:
+    def is_own(self, replica: Replica) -> bool:
         return replica.source != "upstream"
 
-    def body(self, call: Call, replica: Replica) -> bytes:
-        if replica.model or call.form is not None:
-            return body_for_upstream(call.body, replica.model)
-        return call.body
+    def is_plain(self, replica: Replica) -> bool:
+        return not replica.model
 
-    def forwarded(self, call: Call, replica: Replica) -> bytes:
-        del replica
-        return without_provider_key(call.forwarded)
+    def body(self, call: Call, replica: Replica) -> bytes:
+        """For a server that is not an executor: its own model name, and nothing of our extension."""
+        return body_for_upstream(call.body, replica.model)
 
     def reader(self, call: Call) -> None:
         del call

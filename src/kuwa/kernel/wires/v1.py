@@ -30,6 +30,10 @@ class V1Wire:
             )
         return replica.endpoint, FORM
 
+    def is_own(self, replica: Replica) -> bool:
+        del replica
+        return True
+
     def is_plain(self, replica: Replica) -> bool:
         del replica
         return False
@@ -41,10 +45,6 @@ class V1Wire:
         # API requests of the v1.0 wire carry negative history ids, so that they never meet a chat of the web.
         history_id = f"-{int(call.id[-8:], 16)}"
         return form_wire.encode_form(form_from_openai(call.body, call.access_code, history_id, "0"))
-
-    def forwarded(self, call: Call, replica: Replica) -> bytes:
-        del replica
-        return call.forwarded
 
     def reader(self, call: Call) -> TextReader:
         return TextReader("chatcmpl-" + call.id, call.access_code)

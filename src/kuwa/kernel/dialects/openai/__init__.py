@@ -65,6 +65,7 @@ class OpenAIDialect(BaseDialect, OpenAIErrors):
             route=route,
             body=body,
             forwarded=caller.forwarded,
+            forwarded_abroad=caller.forwarded_abroad,
             reply_headers=caller.reply(own_id),
             whole=not stream,
             include_usage=include_usage,
