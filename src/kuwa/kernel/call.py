@@ -20,15 +20,14 @@ class Call(Ticket, kw_only=True):
     """One request. It is its own ticket at the dispatcher; the fields below `story` say what has become of it.
 
     `own_id` is `id` as it travels. `body` is the canonical body, in the OpenAI dialect, `route` the path below a
-    replica's base URL. `forwarded` are the client's headers that travel on to executors (`forwarded_abroad`: to servers of others, without
-    provider keys), `reply_headers` those of every answer, as
-    lines. `renderer` makes OpenAI events the client's; None where they pass as they are. `key` is the v1.0 pair
-    (history_id, user_id), `form` the v1.0 form as it came. `whole`: the client wants its answer in one piece.
-    `progress`: the client wants to be told, by comments in its stream, how long it will have to wait.
+    replica's base URL. `forwarded` are the client's header lines that travel on to executors, `forwarded_abroad` those
+    for servers of others, without provider keys; `reply_headers` are those of every answer. `renderer` makes OpenAI
+    events the client's; None where they pass as they are. `key` is the v1.0 pair (history_id, user_id), `form` the v1.0
+    form as it came. `whole`: the client wants its answer in one piece. `progress`: the client wants to be told, by
+    comments in its stream, how long it will have to wait.
 
     `relay` is that of the current attempt, or of the last one; `refused_attempts` counts those that no replica
-    received; `delivered_at_loss` is how much had been delivered when the replica before was lost. `blamed` are
-    the replicas that failed it, and how, until another one answers it.
+    received; `delivered_at_loss` is how much had been delivered when the replica before was lost.
     """
 
     id: str

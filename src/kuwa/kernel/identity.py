@@ -50,8 +50,8 @@ class Caller(msgspec.Struct, frozen=True):
     """What the kernel needs of a request's head, read once for all requests with this head.
 
     `principal` is that of the credential, None without one. `forwarded` are the header lines that travel on to an
-    executor, `forwarded_abroad` those for a server of somebody else's, `echoed` the client's own request id (empty without one). `progress`: the client asked for comments that
-    say how long it will have to wait.
+    executor, `forwarded_abroad` those for a server of somebody else's; `echoed` is the client's own request id (empty
+    without one). `progress`: the client asked for comments that say how long it will have to wait.
     """
 
     principal: Principal | None
