@@ -27,7 +27,8 @@ class Call(Ticket, kw_only=True):
     comments in its stream, how long it will have to wait.
 
     `relay` is that of the current attempt, or of the last one; `refused_attempts` counts those that no replica
-    received; `delivered_at_loss` is how much had been delivered when the replica before was lost.
+    received; `delivered_at_loss` is how much had been delivered when the replica before was lost. `blamed` are the
+    replicas that failed it, and how, until another one answers it.
     """
 
     id: str
