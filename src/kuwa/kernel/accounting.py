@@ -67,8 +67,12 @@ class Ledger:
             ended = {"ok": "resumed", "cancelled": "cancelled"}
             self._metrics.resumes[ended.get(outcome.label, "failed")] += 1
         usage = outcome.usage
-        if not ok or usage is None or not tally.add_tokens(usage.prompt_tokens, usage.completion_tokens, usage.cached):
+        if not ok or usage is None:
             self._await_usage(outcome.request_id, tally)
+            return
+        tally.prompt_tokens += usage.prompt_tokens
+        tally.completion_tokens += usage.completion_tokens
+        tally.cached_tokens += usage.cached
 
     def not_resumable(self) -> None:
         """A stream lost its replica and cannot be resumed."""

@@ -109,7 +109,8 @@ class Chat:
         dispatcher = self._dispatcher
         failure: KuwaError | None = None
         try:
-            self._admit(call)
+            if self.draining or self._quarantine.suspects:
+                self._admit(call)
             while True:
                 replica = dispatcher.acquire(call, self._clock.now) if failure is None else self._another(call, failure)
                 if replica is None:
@@ -119,7 +120,11 @@ class Chat:
                     while not relay.over:
                         yield
                 finally:
-                    self._leave(call, replica)
+                    if call.relay is not None and not call.relay.over:
+                        self._cut(call.relay, replica)
+                    settled = dispatcher.release(call, self._clock.now)
+                    if settled:
+                        self.settle(settled)
                 if relay.error is None and relay.refusal is None:
                     break
                 failure = self._failed(call, replica, relay, failure)
@@ -142,8 +147,7 @@ class Chat:
         """Raises Draining or RequestQuarantined."""
         if self.draining:
             raise Draining("This kernel is shutting down; send the request again in a moment.")
-        if self._quarantine.suspects:
-            self._quarantine.check(call.access_code, call.body, call.started_at)
+        self._quarantine.check(call.access_code, call.body, call.started_at)
 
     def _another(self, call: Call, failure: KuwaError) -> Replica | None:
         """A slot for an attempt after `failure`; raises what the client is told where no replica is left."""
@@ -206,17 +210,12 @@ class Chat:
         send(UpstreamRequest(route.origin, head, body), relay)
         return relay
 
-    def _leave(self, call: Call, replica: Replica) -> None:
-        """The attempt has ended, or the story ends in the middle of it: cut it, and free the slot."""
-        relay = call.relay
-        if relay is not None and not relay.over:
-            relay.cancel()
-            url = wire_of(replica).abort_url(replica)
-            if url:
-                self._start_task(self._abort(url))
-        settled = self._dispatcher.release(call, self._clock.now)
-        if settled:
-            self.settle(settled)
+    def _cut(self, relay: Relay, replica: Replica) -> None:
+        """The story ends in the middle of an attempt."""
+        relay.cancel()
+        url = wire_of(replica).abort_url(replica)
+        if url:
+            self._start_task(self._abort(url))
 
     def _failed(self, call: Call, replica: Replica, relay: Relay, before: KuwaError | None) -> KuwaError:
         """Make ready for another attempt; gives what the client is told if there is none. Raises that where there is

@@ -27,8 +27,8 @@ from kuwa.kernel.renderer import Renderer
 from kuwa.kernel.resume import Journal, Replay
 from kuwa.wire import sse
 from kuwa.wire.errors import BadUpstream, KuwaError, UpstreamLost
-from kuwa.wire.json import BadJson
-from kuwa.wire.openai import Usage, decode_outline, decode_whole
+from kuwa.wire.json import FAULTS, BadJson
+from kuwa.wire.openai import Usage, decode_outline, decode_whole, decode_whole_unguarded
 from kuwa.wire.resume import announcement_in
 
 MAX_ERROR_BYTES = 64 * 1024
@@ -420,12 +420,15 @@ class WholeRelay(Relay):
         if self.reader is not None:
             body = self.reader.whole(body)
         try:
-            answer = decode_whole(body)
-        except BadJson:
-            shown = body[:100].decode("utf-8", "replace")
-            self.on_lost(BadUpstream(f"The replica answered with something that is no JSON object: {shown!r}."))
-            return
-        if answer.error:
+            answer = decode_whole_unguarded(body)
+        except FAULTS:
+            try:
+                answer = decode_whole(body)
+            except BadJson:
+                shown = body[:100].decode("utf-8", "replace")
+                self.on_lost(BadUpstream(f"The replica answered with something that is no JSON object: {shown!r}."))
+                return
+        if answer.fault is not None and answer.error:
             self.on_lost(PassedOn.of(502, body) or BadUpstream(f"The replica failed: {body[:500]!r}"))
             return
         self.usage = answer.usage

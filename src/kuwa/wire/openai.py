@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from kuwa.wire.json import BadJson, Fields, decoder, fields_in, is_list, is_object, items_in
+from kuwa.wire.json import BadJson, Fields, bare_decoder, decoder, fields_in, is_list, is_object, items_in
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
@@ -176,6 +176,9 @@ def mend(message: Fields) -> None:
 
 decode_whole = decoder(Message, mend)
 """A whole answer, of which nothing but its token counts has to be known."""
+
+decode_whole_unguarded = bare_decoder(Message)
+"""The same without its guard, for each answer in one piece: on FAULTS, `decode_whole` says what is wrong, or mends."""
 
 
 def choices_in(message: Fields) -> list[Fields]:

@@ -16,7 +16,7 @@ from kuwa.kernel.dialects.dialect import GENERATES, BaseDialect
 from kuwa.kernel.identity import Caller, of_peer, of_user
 from kuwa.kernel.wires.openai import fields_of
 from kuwa.wire.errors import InvalidRequest, OpenAIErrors
-from kuwa.wire.json import BadJson, decoder
+from kuwa.wire.json import FAULTS, BadJson, bare_decoder, decoder
 
 ROUTES = (*GENERATES, "/embeddings", "/rerank")
 
@@ -38,6 +38,7 @@ class _Routed(msgspec.Struct):
 
 
 _decode = decoder(_Routed)
+_decode_unguarded = bare_decoder(_Routed)  # for each request
 _USAGE_WANTED = msgspec.Raw(b'{"include_usage":true}')
 
 
@@ -48,7 +49,10 @@ class OpenAIDialect(BaseDialect, OpenAIErrors):
 
     def read(self, exchange: Exchange, caller: Caller, own_id: bytes, route: str) -> Call:
         body, include_usage = exchange.body, False
-        routed = read_body(body)
+        try:
+            routed = _decode_unguarded(body)
+        except FAULTS:
+            routed = read_body(body)
         stream = bool(routed.stream) and route in GENERATES
         if stream or routed.stream_options is not None or routed.kuwa_resume is not _ABSENT:
             body, include_usage = _streamed(routed, body, stream)
