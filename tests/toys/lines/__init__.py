@@ -47,11 +47,11 @@ class Lines(Errors):
 
 
 class LinesDialect(BaseDialect, Errors):
-    def read(self, exchange: Exchange, caller: Caller, own_id: bytes, route: str) -> Call:
+    def read(self, exchange: Exchange, caller: Caller, request_id: str, route: str) -> Call:
         try:
             asked = json.loads(exchange.body)
             messages = [{"role": "user", "content": asked["prompt"]}]
             body = {"model": asked["name"], "messages": messages, "stream": asked.get("stream", True)}
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidRequest("A request needs 'name' and 'prompt'.") from error
-        return call_for(exchange, caller, own_id, route, body, Lines())
+        return call_for(exchange, caller, request_id, route, body, Lines())

@@ -43,11 +43,11 @@ class Shouting(Errors):
 
 
 class Shout(BaseDialect, Errors):
-    def read(self, exchange: Exchange, caller: Caller, own_id: bytes, route: str) -> Call:
+    def read(self, exchange: Exchange, caller: Caller, request_id: str, route: str) -> Call:
         try:
             asked = json.loads(exchange.body)
             messages = [{"role": "user", "content": asked["shout"]}]
             body = {"model": asked["at"], "messages": messages, "stream": not asked.get("once")}
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidRequest("A shout needs 'at' and 'shout'.") from error
-        return call_for(exchange, caller, own_id, route, body, Shouting())
+        return call_for(exchange, caller, request_id, route, body, Shouting())

@@ -34,7 +34,7 @@ class Dialect(ErrorShape, Protocol):
         """What names the principal; empty where the head has none."""
         ...
 
-    def read(self, exchange: Exchange, caller: Caller, own_id: bytes, route: str) -> Call:
+    def read(self, exchange: Exchange, caller: Caller, request_id: str, route: str) -> Call:
         """The request as a call for a replica's `route`. Raises KuwaError. Runs in a thread for a large body."""
         ...
 
@@ -59,7 +59,7 @@ class BaseDialect:
 def call_for(
     exchange: Exchange,
     caller: Caller,
-    own_id: bytes,
+    request_id: str,
     route: str,
     body: dict[str, Any],
     renderer: Renderer,
@@ -69,13 +69,13 @@ def call_for(
     and says whether to stream; a streamed answer always brings its usage."""
     if body.get("stream"):
         body["stream_options"] = {"include_usage": True}
-    encoded = msgspec.json.encode(body)
+    encoded, own_id = msgspec.json.encode(body), request_id.encode()
     who = caller.principal or (of_user(user) if user else of_peer(exchange.connection.peer[0]))
     return Call(
         body["model"],
         who.id,
         len(encoded),
-        id=own_id.decode(),
+        id=request_id,
         own_id=own_id,
         who=who,
         exchange=exchange,
@@ -102,6 +102,7 @@ class Entrance:
         self._chat = chat
         self._ids = ids
         self._route = route
+        self._inline_bytes = dialect.inline_bytes
         self._reading: set[asyncio.Task[None]] = set()
 
     def __call__(self, exchange: Exchange) -> None:
@@ -109,27 +110,27 @@ class Entrance:
         caller = head.derived
         if caller is None:
             caller = head.derived = Caller.of(head, self.dialect.credential(head))
-        own = self._ids.draw().encode()
-        if len(exchange.body) > self.dialect.inline_bytes:
-            task = asyncio.get_running_loop().create_task(self._read_in_thread(exchange, caller, own))
+        request_id = self._ids.draw()
+        if len(exchange.body) > self._inline_bytes:
+            task = asyncio.get_running_loop().create_task(self._read_in_thread(exchange, caller, request_id))
             self._reading.add(task)
             task.add_done_callback(self._reading.discard)
             return
         try:
-            call = self.dialect.read(exchange, caller, own, self._route)
+            call = self.dialect.read(exchange, caller, request_id, self._route)
         except KuwaError as error:
-            exchange.fail(error, caller.reply(own))
+            exchange.fail(error, caller.reply(request_id.encode()))
             return
         self._chat.serve(call, self.dialect)
 
-    async def _read_in_thread(self, exchange: Exchange, caller: Caller, own: bytes) -> None:
+    async def _read_in_thread(self, exchange: Exchange, caller: Caller, request_id: str) -> None:
         """Other clients' streams must not wait for a large body to be read."""
         try:
-            call = await asyncio.to_thread(self.dialect.read, exchange, caller, own, self._route)
+            call = await asyncio.to_thread(self.dialect.read, exchange, caller, request_id, self._route)
             if not exchange.gone:
                 self._chat.serve(call, self.dialect)
         except KuwaError as error:
-            exchange.fail(error, caller.reply(own))
+            exchange.fail(error, caller.reply(request_id.encode()))
         except Exception:
             log.exception("reading a request failed")
             exchange.abort()

@@ -47,7 +47,7 @@ class OpenAIDialect(BaseDialect, OpenAIErrors):
 
     inline_bytes = sys.maxsize
 
-    def read(self, exchange: Exchange, caller: Caller, own_id: bytes, route: str) -> Call:
+    def read(self, exchange: Exchange, caller: Caller, request_id: str, route: str) -> Call:
         body, include_usage = exchange.body, False
         try:
             routed = _decode_unguarded(body)
@@ -56,13 +56,14 @@ class OpenAIDialect(BaseDialect, OpenAIErrors):
         stream = bool(routed.stream) and route in GENERATES
         if stream or routed.stream_options is not None or routed.kuwa_resume is not _ABSENT:
             body, include_usage = _streamed(routed, body, stream)
+        own_id = request_id.encode()
         user = routed.user
         who = caller.principal or (of_user(user) if user else of_peer(exchange.connection.peer[0]))
         return Call(
             routed.model,
             who.id,
             len(body),
-            id=own_id.decode(),
+            id=request_id,
             own_id=own_id,
             who=who,
             exchange=exchange,

@@ -26,12 +26,12 @@ ABORT_PATH = "/v1.0/chat/abort"
 class V1Dialect(BaseDialect, V1Errors):
     """Chats of old front ends."""
 
-    def read(self, exchange: Exchange, caller: Caller, own_id: bytes, route: str) -> Call:
+    def read(self, exchange: Exchange, caller: Caller, request_id: str, route: str) -> Call:
         data = exchange.body
         form = form_wire.parse_form(data, max_bytes=len(data))
         name, text = form_wire.required(form, "name", "input")
         body = _body(name, text, form, (exchange.head.get(b"accept-language") or b"").decode("latin-1"))
-        call = call_for(exchange, caller, own_id, route, body, TextRenderer(), form.get("user_id"))
+        call = call_for(exchange, caller, request_id, route, body, TextRenderer(), form.get("user_id"))
         call.form = form
         call.progress = False  # raw text has no room for it
         if form.get("history_id"):
