@@ -169,7 +169,7 @@ def test_kuwa_up_serves_a_model_of_the_hub_under_its_files_name(stage: Stage, se
     argv = [sys.executable, "-m", "kuwa.cli", "up", "--no_defaults", "--port", str(port), "--model", MODEL]
     up = stage.process(argv, name="up", env=stage.environment(**environment(tmp_path, served.url)))
     up.wait_for(lambda: "poem.Q8_0 is ready" in up.log, "the model was served")
-    assert "is downloaded first" in up.log
+    assert "are downloaded first" in up.log
     assert chat_text(f"http://127.0.0.1:{port}", "poem.Q8_0", "hi") == ANSWER
 
 
