@@ -92,9 +92,6 @@ class Figures:
         yield self._counter("vllm:generation_tokens", "Generated tokens.", own, self._generated)
         yield self._counter("vllm:request_success", "Requests that ended well.", own, self._success)
 
-    def _histogram(self, name: str, text: str, label: str, histogram: Histogram) -> Metric:
-        return histogram_family(name, text, label, {self._name: histogram})
-
     def _counter(self, name: str, text: str, label: str, value: int) -> CounterMetricFamily:
         family = CounterMetricFamily(name, text, labels=[label])
         family.add_metric([self._name], value)
